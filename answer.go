@@ -1,0 +1,162 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/cloudfoundry-community/locker/resource"
+)
+
+// This file puts outcomes into words. The rules for a sentence: it names the
+// lock and who is meant; a refusal says who holds the lock, since when, and
+// their link; an error says what to do; no id and no credential is ever in it.
+
+// failure is an error that has a status of its own.
+type failure struct {
+	status   int
+	message  string
+	lock     *lock  // the lock as it is, for those whom it was refused
+	position int    // in the queue; 0: not in it
+	allow    string // the methods that would do
+}
+
+func (f *failure) Error() string { return f.message }
+
+func badRequest(err error) error {
+	return &failure{status: http.StatusBadRequest, message: err.Error()}
+}
+
+// fail turns an error into a reply: the one place that maps errors to statuses.
+func fail(header http.Header, err error) reply {
+	f, ok := errors.AsType[*failure](err)
+	switch {
+	case ok:
+	case errors.Is(err, errStopping), errors.Is(err, errGone):
+		f = &failure{status: http.StatusServiceUnavailable, message: err.Error()}
+		header.Set("Retry-After", "1")
+	case errors.Is(err, errUnknown):
+		f = &failure{status: http.StatusServiceUnavailable, message: "it is not known whether this was saved, and the locker restarts: ask again, with the same id"}
+	case outOfSpace(err):
+		f = &failure{status: http.StatusInsufficientStorage, message: "nothing was changed, the locker's disk is full: make room, then try again"}
+	default:
+		f = &failure{status: http.StatusServiceUnavailable, message: "nothing was changed, the locker cannot save its state: see its log, then try again"}
+	}
+	body := resource.Error{Error: strings.ReplaceAll(f.message, "\n", "; "), Position: f.position}
+	if f.lock != nil {
+		l := f.lock.show()
+		body.Lock = &l
+	}
+	switch f.status {
+	case http.StatusUnauthorized:
+		header.Set("WWW-Authenticate", `Basic realm="locker", charset="UTF-8"`)
+	case http.StatusMethodNotAllowed:
+		header.Set("Allow", f.allow)
+	case http.StatusLocked:
+		header.Set("Retry-After", "1")
+	}
+	return reply{status: f.status, body: body}
+}
+
+// outOfSpace reports whether a write failed for want of space: a full disk, a
+// quota or a file size limit.
+func outOfSpace(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
+}
+
+// reply words an outcome for the asker.
+func (a answer) reply(who identity) (reply, error) {
+	name, by := a.lock.name, who.LockedBy
+	say := func(format string, args ...any) (reply, error) {
+		return reply{status: http.StatusOK, body: resource.Answer{
+			Response: fmt.Sprintf(format, args...), Lock: a.lock.show(), Token: a.token, Repeat: a.verdict == repeated,
+		}}, nil
+	}
+	deny := func(status int, format string, args ...any) (reply, error) {
+		return reply{}, &failure{status: status, message: fmt.Sprintf(format, args...), lock: a.lock, position: a.lock.position(a.waiter)}
+	}
+	switch a.verdict {
+	case granted:
+		return say("lock %s acquired by %s with the key %s", name, by, who.Key)
+	case repeated:
+		return say("lock %s was acquired by %s with the key %s before, by this same claim", name, by, who.Key)
+	case released:
+		return say("lock %s released by %s", name, by)
+	case withdrew:
+		return say("lock %s: the claim of %s is withdrawn, it no longer waits", name, by)
+	case withdrawn:
+		return deny(http.StatusLocked, "the claim of %s on lock %s was withdrawn while it waited", by, name)
+	case alreadyEnded:
+		return say("nothing to do: this claim of %s on lock %s has ended before, it was released, withdrawn, expired or forced", by, name)
+	case neverTaken:
+		return say("nothing to do: this claim never got lock %s, and nobody else's hold was touched", name)
+	case wasFree:
+		return say("nothing to do: lock %s is free", name)
+	case noSuchHolder:
+		return say("nothing to do: %s is not among the holders; %s", by, a.lock.heldBy())
+	case forced:
+		return say("lock %s: the hold of %s is ended by force", name, orElse(by, "everyone"))
+	case changedHands:
+		return deny(http.StatusPreconditionFailed, "it changed hands meanwhile, nothing was freed; %s", a.lock.heldBy())
+	case overLimit:
+		return deny(http.StatusTooManyRequests, "no more claims fit: the locker has %d in all, and %d waiters on one lock, at most; try again when some are released", maxClaims, maxWaiters)
+	case wrongKey:
+		return deny(http.StatusLocked, "the key %s does not fit; %s", who.Key, a.lock.heldBy())
+	}
+	return deny(http.StatusLocked, "%s", a.lock.heldBy())
+}
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}
+
+// heldBy says who holds the lock, since when, and their link.
+func (l *lock) heldBy() string {
+	if l.free() && len(l.Waiters) > 0 {
+		return fmt.Sprintf("lock %s is free, and kept for %s, who was first in line", l.name, l.Waiters[0].LockedBy)
+	}
+	if l.free() {
+		return fmt.Sprintf("lock %s is free", l.name)
+	}
+	const most = 3
+	var holders []string
+	for i, h := range l.Holders {
+		if i == most {
+			holders = append(holders, fmt.Sprintf("%d more", len(l.Holders)-most))
+			break
+		}
+		words := fmt.Sprintf("%s since %s", h.LockedBy, inSeconds(h.Since).Format(time.RFC3339))
+		if h.Link != "" {
+			words += " (" + h.Link + ")"
+		}
+		holders = append(holders, words)
+	}
+	return fmt.Sprintf("lock %s is held with the key %s by %s", l.name, l.Key, strings.Join(holders, ", "))
+}
+
+// show returns the lock as the API shows it.
+func (l *lock) show() resource.Lock {
+	shown := resource.Lock{
+		Key:      l.Key,
+		LockedBy: make(map[string]int, len(l.Holders)),
+		Holders:  make([]resource.Holder, len(l.Holders)),
+		Waiters:  make([]resource.Waiter, len(l.Waiters)),
+		Revision: l.Revision,
+	}
+	for i, h := range l.Holders {
+		shown.LockedBy[h.LockedBy] = 1
+		shown.Holders[i] = resource.Holder{LockedBy: h.LockedBy, Since: inSeconds(h.Since), Token: h.Token, Link: h.Link, Expires: inSeconds(h.Expires)}
+	}
+	for i, w := range l.Waiters {
+		shown.Waiters[i] = resource.Waiter{Key: w.Key, LockedBy: w.LockedBy, Since: inSeconds(w.Since), Link: w.Link}
+	}
+	return shown
+}
+
+func inSeconds(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }

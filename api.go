@@ -1,0 +1,451 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/cloudfoundry-community/locker/resource"
+)
+
+// This file is the HTTP API. A request's way: ServeHTTP reads it to its end, a
+// handler makes it a request to the committer, answer.go puts the outcome into
+// words, ServeHTTP writes them.
+
+const (
+	maxBody  = 64 << 10
+	maxLink  = 2_048
+	maxWait  = 60 * time.Second
+	bodyTime = 10 * time.Second // for a body to arrive, after its header
+	sendTime = 30 * time.Second // for an answer to be taken, so that a list of 20,000 claims gets through slow links
+)
+
+// api serves every path of the locker.
+type api struct {
+	committer   *committer
+	log         *slog.Logger
+	credentials *credentials // nil: everyone may
+	crossOrigin http.CrossOriginProtection
+	build       string
+	routes      map[string]map[string]handler
+}
+
+func newAPI(c *committer, who *credentials, log *slog.Logger) *api {
+	a := &api{committer: c, log: log, credentials: who, build: buildVersion()}
+	a.routes = map[string]map[string]handler{
+		"/health": {"GET": a.health},
+		"/locks":  {"GET": a.list},
+		"/lock/":  {"GET": a.show, "PUT": a.take, "DELETE": a.release}, // and a name
+	}
+	return a
+}
+
+// handler answers a request whose body has been read to its end: only then is
+// a lost connection noticed while it waits.
+type handler func(r *http.Request, body []byte) (reply, error)
+
+type reply struct {
+	status  int
+	body    any // JSON; nil is none
+	etag    string
+	granted hold // to be given back if the answer does not reach the asker; zero: nothing
+}
+
+func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	rep, err := a.serve(w, r)
+	if rep.granted != (hold{}) && r.Context().Err() != nil {
+		a.committer.giveBack(rep.granted)
+		rep, err = reply{}, errGone
+	}
+	if err != nil {
+		rep = fail(w.Header(), err)
+	}
+	if err := write(w, rep); err != nil && rep.granted != (hold{}) {
+		a.committer.giveBack(rep.granted)
+	}
+}
+
+func (a *api) serve(w http.ResponseWriter, r *http.Request) (reply, error) {
+	stream := http.NewResponseController(w)
+	stream.SetReadDeadline(time.Now().Add(bodyTime))
+	if r.URL.EscapedPath() != "/health" && !a.credentials.allow(r) {
+		a.log.Warn("credentials refused", "address", r.RemoteAddr, "method", r.Method, "path", r.URL.Path)
+		return reply{}, &failure{status: http.StatusUnauthorized, message: "credentials are missing or wrong: send the locker's AUTH_USER and AUTH_PASS by basic authentication"}
+	}
+	if err := a.crossOrigin.Check(r); err != nil {
+		return reply{}, &failure{status: http.StatusForbidden, message: "a page of another site must not change locks: " + err.Error()}
+	}
+	handle, err := a.route(r)
+	if err != nil {
+		return reply{}, err
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if err != nil {
+		return reply{}, bodyFailure(err)
+	}
+	stream.SetReadDeadline(time.Time{})
+	return handle(r, body)
+}
+
+func (a *api) route(r *http.Request) (handler, error) {
+	path := r.URL.EscapedPath()
+	if name, ok := strings.CutPrefix(path, "/lock/"); ok && !strings.Contains(name, "/") {
+		path = "/lock/"
+	}
+	methods, ok := a.routes[path]
+	if !ok {
+		return nil, &failure{status: http.StatusNotFound, message: "there is nothing at this path: locks are at /locks and /lock/NAME, a slash in a name is %2F"}
+	}
+	method := r.Method
+	if method == "HEAD" {
+		method = "GET"
+	}
+	handle, ok := methods[method]
+	if !ok {
+		allow := slices.Sorted(maps.Keys(methods))
+		return nil, &failure{status: http.StatusMethodNotAllowed, message: "this path takes " + strings.Join(allow, ", "), allow: strings.Join(append(allow, "HEAD"), ", ")}
+	}
+	return handle, nil
+}
+
+func bodyFailure(err error) error {
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		return &failure{status: http.StatusRequestEntityTooLarge, message: "the body has more than 64 KiB"}
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return &failure{status: http.StatusRequestTimeout, message: "the body did not arrive within 10 s"}
+	}
+	return badRequest(fmt.Errorf("read body: %w", err))
+}
+
+// write sends a reply. An error says that it did not get as far as the kernel.
+func write(w http.ResponseWriter, rep reply) error {
+	stream := http.NewResponseController(w)
+	stream.SetWriteDeadline(time.Now().Add(sendTime))
+	header := w.Header()
+	header.Set("Cache-Control", "no-store")
+	header.Set("X-Content-Type-Options", "nosniff")
+	if rep.etag != "" {
+		header.Set("ETag", rep.etag)
+	}
+	var data bytes.Buffer
+	if rep.body != nil {
+		enc := json.NewEncoder(&data)
+		enc.SetEscapeHTML(false)
+		if err := enc.Encode(rep.body); err != nil {
+			return err
+		}
+		header.Set("Content-Type", "application/json")
+		header.Set("Content-Length", strconv.Itoa(data.Len()))
+	}
+	w.WriteHeader(rep.status)
+	if _, err := w.Write(data.Bytes()); err != nil && rep.body != nil && !errors.Is(err, http.ErrBodyNotAllowed) {
+		return err
+	}
+	return stream.Flush()
+}
+
+func (a *api) health(*http.Request, []byte) (reply, error) {
+	status, health := http.StatusOK, map[string]any{"status": "ok", "version": a.build, "revision": a.committer.state().revision}
+	select {
+	case <-a.committer.stopping:
+		status, health["status"] = http.StatusServiceUnavailable, "stopping"
+	default:
+		if t := a.committer.failing.Load(); t != nil {
+			status, health["status"] = http.StatusServiceUnavailable, "failing"
+			health["since"], health["error"] = inSeconds(t.since), cause(t.err)
+		}
+	}
+	return reply{status: status, body: health}, nil
+}
+
+// cause returns what the system said, without the names of files.
+func cause(err error) string {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		return "commits fail: " + errno.Error()
+	}
+	return "commits fail: see the locker's log"
+}
+
+// list answers with all locks. When the client has them as they are
+// (If-None-Match, RFC 9110 section 13.1.2) it waits for a change if asked to.
+func (a *api) list(r *http.Request, _ []byte) (reply, error) {
+	query, err := parseQuery(r, "wait")
+	if err != nil {
+		return reply{}, err
+	}
+	var wait resource.Duration
+	if query.Has("wait") {
+		if err := wait.UnmarshalText([]byte(query.Get("wait"))); err != nil {
+			return reply{}, badRequest(fmt.Errorf("wait: %w", err))
+		}
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), min(time.Duration(wait), maxWait))
+	defer cancel()
+	s := a.committer.state()
+	for hasRevision(r.Header.Values("If-None-Match"), s.revision) {
+		select {
+		case <-s.replaced:
+			s = a.committer.state()
+			continue
+		case <-a.committer.stopping:
+			return reply{}, errStopping
+		case <-ctx.Done():
+			return reply{status: http.StatusNotModified, etag: etag(s.revision)}, nil
+		}
+	}
+	locks := make(map[string]resource.Lock, len(s.locks))
+	for _, l := range s.locks {
+		locks[l.name] = l.show()
+	}
+	return reply{status: http.StatusOK, etag: etag(s.revision), body: locks}, nil
+}
+
+func (a *api) show(r *http.Request, _ []byte) (reply, error) {
+	name, err := lockName(r)
+	if err != nil {
+		return reply{}, err
+	}
+	if _, err := parseQuery(r); err != nil {
+		return reply{}, err
+	}
+	l := a.committer.state().look(name)
+	return reply{status: http.StatusOK, etag: etag(l.Revision), body: l.show()}, nil
+}
+
+func (a *api) take(r *http.Request, body []byte) (reply, error) {
+	name, err := lockName(r)
+	if err != nil {
+		return reply{}, err
+	}
+	if _, err := parseQuery(r); err != nil {
+		return reply{}, err
+	}
+	c, wait, err := decodeTake(body)
+	if err != nil {
+		return reply{}, badRequest(err)
+	}
+	req := &request{lock: name, ctx: r.Context(), apply: func(d *draft) outcome { return d.take(name, c, wait > 0) }}
+	if wait > 0 {
+		req.until = time.Now().Add(wait)
+	}
+	rep, err := a.ask(req, c.identity)
+	if err == nil && c.ID == "" {
+		rep.granted = hold{name, rep.body.(resource.Answer).Token}
+	}
+	return rep, err
+}
+
+func (a *api) release(r *http.Request, body []byte) (reply, error) {
+	name, err := lockName(r)
+	if err != nil {
+		return reply{}, err
+	}
+	query, err := parseQuery(r, "force")
+	if err != nil {
+		return reply{}, err
+	}
+	switch force := query.Get("force"); {
+	case force == "true":
+		return a.force(r, name, body)
+	case query.Has("force") && force != "false":
+		return reply{}, badRequest(fmt.Errorf("force is %q: it must be true or false", force))
+	case r.Header.Get("If-Match") != "":
+		return reply{}, badRequest(errors.New("If-Match goes with force=true: a release is matched by its key and id"))
+	}
+	who, own, err := decodeRelease(body)
+	if err != nil {
+		return reply{}, badRequest(err)
+	}
+	return a.ask(&request{lock: name, ctx: context.WithoutCancel(r.Context()), apply: func(d *draft) outcome {
+		return d.release(name, who, own)
+	}}, who)
+}
+
+func (a *api) force(r *http.Request, name string, body []byte) (reply, error) {
+	lockedBy, reason, err := decodeForce(body)
+	if err != nil {
+		return reply{}, badRequest(err)
+	}
+	ifMatch, err := revisionOf(r.Header.Values("If-Match"))
+	if err != nil {
+		return reply{}, badRequest(err)
+	}
+	by, _, ok := r.BasicAuth()
+	if !ok || a.credentials == nil {
+		by = r.RemoteAddr
+	}
+	return a.ask(&request{lock: name, ctx: context.WithoutCancel(r.Context()), apply: func(d *draft) outcome {
+		return d.force(name, lockedBy, ifMatch, by, reason)
+	}}, identity{LockedBy: lockedBy})
+}
+
+// ask has a request done and puts the outcome into words.
+func (a *api) ask(req *request, who identity) (reply, error) {
+	got := a.committer.do(req)
+	if got.err != nil {
+		return reply{}, got.err
+	}
+	return got.reply(who)
+}
+
+// lockName returns the path's lock. Its segment is percent-encoded (RFC 3986).
+func lockName(r *http.Request) (string, error) {
+	name, err := url.PathUnescape(strings.TrimPrefix(r.URL.EscapedPath(), "/lock/"))
+	if err == nil {
+		err = checkLockName(name)
+	}
+	if err != nil {
+		return "", badRequest(err)
+	}
+	return name, nil
+}
+
+// parseQuery refuses what a typing error would otherwise silently leave out.
+func parseQuery(r *http.Request, known ...string) (url.Values, error) {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, badRequest(fmt.Errorf("query: %w", err))
+	}
+	for name, values := range query {
+		if !slices.Contains(known, name) || len(values) > 1 {
+			return nil, badRequest(fmt.Errorf("query: %q is unknown here, or given twice", name))
+		}
+	}
+	return query, nil
+}
+
+func decodeTake(body []byte) (c claim, wait time.Duration, err error) {
+	var take resource.Take
+	var lockBy, requestor string
+	var ttl *resource.Duration
+	err = resource.Decode(body, map[string]any{
+		"key": &take.Key, "locked_by": &take.LockedBy, "lock_by": &lockBy, "requestor": &requestor,
+		"id": &take.ID, "wait": &take.Wait, "ttl": &ttl, "link": &take.Link,
+	})
+	if err != nil {
+		return claim{}, 0, err
+	}
+	c.Link = take.Link
+	c.identity, err = newIdentity(take.Key, take.ID, take.LockedBy, lockBy, requestor)
+	if ttl != nil {
+		c.TTL = *ttl
+		if c.TTL < resource.Duration(time.Second) {
+			err = errors.Join(err, errors.New("ttl is less than 1s: leave it out for a hold that does not expire"))
+		}
+	}
+	return c, min(time.Duration(take.Wait), maxWait), errors.Join(err, checkLink(c.Link))
+}
+
+func decodeRelease(body []byte) (who identity, own bool, err error) {
+	var release resource.Release
+	var lockBy, requestor string
+	err = resource.Decode(body, map[string]any{
+		"key": &release.Key, "locked_by": &release.LockedBy, "lock_by": &lockBy, "requestor": &requestor,
+		"id": &release.ID, "own": &release.Own,
+	})
+	if err != nil {
+		return identity{}, false, err
+	}
+	who, err = newIdentity(release.Key, release.ID, release.LockedBy, lockBy, requestor)
+	return who, release.Own, err
+}
+
+func decodeForce(body []byte) (lockedBy, reason string, err error) {
+	if len(bytes.TrimSpace(body)) == 0 {
+		return "", "", nil
+	}
+	var force resource.Force
+	var lockBy, requestor string
+	err = resource.Decode(body, map[string]any{
+		"locked_by": &force.LockedBy, "lock_by": &lockBy, "requestor": &requestor, "reason": &force.Reason,
+	})
+	if err != nil {
+		return "", "", err
+	}
+	lockedBy, err = oneName(force.LockedBy, lockBy, requestor)
+	return lockedBy, force.Reason, err
+}
+
+// newIdentity returns who asks: the name is what its aliases agree on, or else
+// the key's value.
+func newIdentity(key, id string, aliases ...string) (identity, error) {
+	name, err := oneName(aliases...)
+	if err != nil {
+		return identity{}, err
+	}
+	who := identity{Key: key, LockedBy: name, ID: id}
+	if name == "" {
+		who.LockedBy = key
+	}
+	if key == "" {
+		return identity{}, errors.New("key is missing: say what the lock is locked with")
+	}
+	return who, who.check()
+}
+
+func oneName(aliases ...string) (string, error) {
+	var name string
+	for _, alias := range aliases {
+		if name != "" && alias != "" && alias != name {
+			return "", errors.New("locked_by, lock_by and requestor are one thing, and disagree: give one of them")
+		}
+		if alias != "" {
+			name = alias
+		}
+	}
+	return name, nil
+}
+
+func checkLink(link string) error {
+	if link == "" {
+		return nil
+	}
+	u, err := url.Parse(link)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || len(link) > maxLink {
+		return fmt.Errorf("link is not an http or https URL of at most %d bytes", maxLink)
+	}
+	return nil
+}
+
+func etag(revision uint64) string { return fmt.Sprintf(`"%d"`, revision) }
+
+// hasRevision reports whether one of the entity tags of If-None-Match is the
+// revision's. Weak ones count, as RFC 9110 section 13.1.2 has it.
+func hasRevision(headers []string, revision uint64) bool {
+	for tag := range strings.SplitSeq(strings.Join(headers, ","), ",") {
+		tag = strings.TrimPrefix(strings.TrimSpace(tag), "W/")
+		if tag == "*" || tag == etag(revision) {
+			return true
+		}
+	}
+	return false
+}
+
+// revisionOf returns the revision that If-Match names; nil is any.
+func revisionOf(headers []string) (*uint64, error) {
+	tag := strings.TrimSpace(strings.Join(headers, ","))
+	if tag == "" || tag == "*" {
+		return nil, nil
+	}
+	digits, ok := strings.CutPrefix(tag, `"`)
+	digits, ok2 := strings.CutSuffix(digits, `"`)
+	revision, err := strconv.ParseUint(digits, 10, 64)
+	if !ok || !ok2 || err != nil {
+		return nil, fmt.Errorf(`If-Match is %s: it must be one revision in quotes, such as "17"`, tag)
+	}
+	return &revision, nil
+}

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"time"
+)
+
+// credentials are what every request must carry, as hashes: comparing those
+// takes the same time whatever was sent, and whatever its length.
+type credentials struct {
+	user, pass [sha256.Size]byte
+}
+
+func newCredentials(user, pass string) *credentials {
+	return &credentials{sha256.Sum256([]byte(user)), sha256.Sum256([]byte(pass))}
+}
+
+// allow reports whether r carries the credentials, by basic authentication
+// (RFC 7617). A malformed or a second Authorization header is a wrong one.
+// Nil credentials allow everyone.
+func (c *credentials) allow(r *http.Request) bool {
+	if c == nil {
+		return true
+	}
+	user, pass, ok := r.BasicAuth()
+	gotUser, gotPass := sha256.Sum256([]byte(user)), sha256.Sum256([]byte(pass))
+	same := subtle.ConstantTimeCompare(gotUser[:], c.user[:]) & subtle.ConstantTimeCompare(gotPass[:], c.pass[:])
+	return ok && len(r.Header["Authorization"]) == 1 && same == 1
+}
+
+// certPause is how often the certificate files are looked at: a change is
+// served within 5 s.
+const certPause = 2 * time.Second
+
+// certificate is a TLS certificate that follows its two PEM files.
+type certificate struct {
+	certFile, keyFile string
+	log               *slog.Logger
+	certPEM, keyPEM   []byte // as last read, good or bad; owned by watch
+	current           atomic.Pointer[tls.Certificate]
+}
+
+// loadCertificate reads the pair. Its errors name the variables.
+func loadCertificate(certFile, keyFile string, log *slog.Logger) (*certificate, error) {
+	c := &certificate{certFile: certFile, keyFile: keyFile, log: log}
+	if _, err := c.reload(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// reload reads the files and reports whether they had changed. A pair that
+// does not fit leaves the current one in use.
+func (c *certificate) reload() (changed bool, err error) {
+	certPEM, err1 := os.ReadFile(c.certFile)
+	keyPEM, err2 := os.ReadFile(c.keyFile)
+	if bytes.Equal(certPEM, c.certPEM) && bytes.Equal(keyPEM, c.keyPEM) && c.current.Load() != nil {
+		return false, nil
+	}
+	c.certPEM, c.keyPEM = certPEM, keyPEM
+	if err1 != nil {
+		err1 = fmt.Errorf("SSL_CERT: %w: name a PEM file that the locker can read", err1)
+	}
+	if err2 != nil {
+		err2 = fmt.Errorf("SSL_KEY: %w: name a PEM file that the locker can read", err2)
+	}
+	if err := errors.Join(err1, err2); err != nil {
+		return true, err
+	}
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return true, fmt.Errorf("SSL_CERT %s and SSL_KEY %s do not make a pair: %w: name a certificate and its own key", c.certFile, c.keyFile, err)
+	}
+	c.current.Store(&pair)
+	return true, nil
+}
+
+// watch reloads the files when they change, until ctx is done.
+func (c *certificate) watch(ctx context.Context) {
+	tick := time.NewTicker(certPause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		switch changed, err := c.reload(); {
+		case err != nil:
+			c.log.Error("certificate not reloaded, the old one stays in use", "err", err)
+		case changed:
+			c.log.Info("certificate reloaded", "cert", c.certFile)
+		}
+	}
+}
+
+// config returns a TLS configuration that always serves the current pair.
+func (c *certificate) config() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return c.current.Load(), nil
+		},
+	}
+}

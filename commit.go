@@ -1,0 +1,487 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// This file is the one writer. Requests queue while it commits; the next commit
+// carries all of them: the rules are applied to a draft, the draft is saved,
+// then it is published, and only then is anyone answered.
+//
+// What nobody asked for (a hold expires, a waiter's place ends, a connection is
+// lost) is not queued: each commit derives it from the state, the time and the
+// requests in flight, so that a commit that fails loses none of it.
+
+const (
+	retryPause = time.Second          // between the saves that are tried while commits fail
+	wallPause  = 5 * time.Second      // between looks at the wall clock, which may jump, while a ttl runs
+	holdPause  = 2 * time.Millisecond // how long claims that only queue wait for a commit that somebody waits for
+)
+
+var (
+	errStopping = errors.New("the locker is shutting down: try again")
+	errGone     = errors.New("the connection was closed before the lock was granted, so it was not: keep it open until the answer, or send an id")
+)
+
+// request is one change that somebody asks for.
+type request struct {
+	lock  string
+	apply func(*draft) outcome
+	ctx   context.Context // when it is done before the request is applied, nothing is
+	until time.Time       // when it stops waiting for a grant; zero: it does not wait
+	done  chan answer     // capacity 1
+}
+
+// answer is what became of a request; with err, nothing that is known.
+type answer struct {
+	outcome
+	lock *lock // as committed
+	err  error
+}
+
+func (r *request) over(now time.Time) bool {
+	return r.ctx.Err() != nil || !now.Before(r.until)
+}
+
+// place is what is in flight for a waiter.
+type place struct {
+	requests []*request
+	left     time.Time // when the last one ended, by the monotonic clock
+}
+
+// hold names a granted claim.
+type hold struct {
+	lock  string
+	token uint64
+}
+
+// snapshot is a committed state and the signal that there is a newer one.
+type snapshot struct {
+	*state
+	replaced chan struct{}
+}
+
+// trouble says since when and why commits fail.
+type trouble struct {
+	since time.Time
+	err   error
+}
+
+// committer owns the state: run is the one goroutine that changes it. Its
+// other methods are safe for concurrent use.
+type committer struct {
+	store *store
+	log   *slog.Logger
+	wall  func() time.Time
+
+	mu        sync.Mutex
+	queue     []*request
+	unclaimed []hold // granted to askers without an id that were gone by then
+	refuse    error  // why no more requests are taken; nil while they are
+	closed    bool
+
+	wake      chan struct{} // capacity 1
+	stopping  chan struct{} // closed when no more requests are taken
+	published atomic.Pointer[snapshot]
+	failing   atomic.Pointer[trouble] // nil while commits succeed
+
+	// Owned by run.
+	places    map[uint64]*place // by the waiter's revision
+	unsaved   bool              // the file may not hold the published state
+	held      []*request        // applied again with the next batch
+	heldUntil time.Time
+}
+
+// newCommitter returns a committer of s, which it saves once, so that a folder
+// that cannot be written is found before anyone is served. An error means that
+// it is not known what the file holds; a save that was refused is tried again.
+func newCommitter(st *store, s *state, log *slog.Logger, wall func() time.Time) (*committer, error) {
+	c := &committer{
+		store: st, log: log, wall: wall,
+		wake: make(chan struct{}, 1), stopping: make(chan struct{}),
+		places: map[uint64]*place{}, unsaved: true,
+	}
+	c.published.Store(&snapshot{s, make(chan struct{})})
+	c.keepPlaces()
+	return c, c.commit(nil)
+}
+
+// keepPlaces starts the time in which the waiters that were saved have to come
+// back. A waiter without an id cannot.
+func (c *committer) keepPlaces() {
+	for _, l := range c.state().locks {
+		for _, w := range l.Waiters {
+			if w.ID != "" {
+				c.places[w.Revision] = &place{left: time.Now()}
+			}
+		}
+	}
+}
+
+// state returns the committed state.
+func (c *committer) state() *snapshot { return c.published.Load() }
+
+// do has r applied and committed, and returns what became of it: at once, or
+// when r waits, when it is granted or its wait or its connection ends.
+func (c *committer) do(r *request) answer {
+	r.done = make(chan answer, 1)
+	c.mu.Lock()
+	err := c.refuse
+	if err == nil {
+		c.queue = append(c.queue, r)
+	}
+	c.mu.Unlock()
+	if err != nil {
+		return answer{err: err}
+	}
+	c.poke()
+	if r.until.IsZero() {
+		return <-r.done
+	}
+	timer := time.NewTimer(time.Until(r.until))
+	defer timer.Stop()
+	select {
+	case a := <-r.done:
+		return a
+	case <-timer.C:
+	case <-r.ctx.Done():
+	}
+	c.poke()
+	return <-r.done
+}
+
+// giveBack has the hold released, now or with the first commit that succeeds.
+func (c *committer) giveBack(h hold) {
+	c.mu.Lock()
+	c.unclaimed = append(c.unclaimed, h)
+	c.mu.Unlock()
+	c.poke()
+}
+
+func (c *committer) poke() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// drain refuses new requests and answers those that wait; what is being
+// committed is committed. It does not wait for that.
+func (c *committer) drain() {
+	c.stop(errStopping)
+	c.poke()
+}
+
+func (c *committer) stop(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.refuse == nil {
+		c.refuse = err
+		close(c.stopping)
+	}
+}
+
+// close lets run return once everything is committed that was asked for.
+func (c *committer) close() {
+	c.drain()
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.poke()
+}
+
+// run commits until close. It returns an error, and everyone who still waits
+// has been answered, when a commit's outcome is unknown: the process must end,
+// and the next one read what is there.
+func (c *committer) run() error {
+	c.keepPlaces()
+	for {
+		batch, closed := c.next()
+		if err := c.commit(batch); err != nil {
+			c.stop(errStopping)
+			batch, _ = c.take()
+			c.refuseAll(batch, errStopping)
+			return err
+		}
+		select {
+		case <-c.stopping:
+			c.refuseAll(nil, errStopping)
+		default:
+		}
+		if closed && len(c.held) == 0 {
+			return nil
+		}
+	}
+}
+
+// next waits until there is something to do and returns the requests to apply.
+func (c *committer) next() (batch []*request, closed bool) {
+	timer := time.NewTimer(c.pause())
+	defer timer.Stop()
+	select {
+	case <-c.wake:
+	case <-timer.C:
+	}
+	return c.take()
+}
+
+func (c *committer) take() (batch []*request, closed bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	batch = append(c.held, c.queue...)
+	c.held, c.queue = nil, nil
+	return batch, c.closed
+}
+
+// pause returns how long nothing will happen unless a request arrives.
+func (c *committer) pause() time.Duration {
+	now, pause := time.Now(), time.Hour
+	switch {
+	case len(c.held) > 0:
+		return c.heldUntil.Sub(now)
+	case c.failing.Load() != nil:
+		return retryPause
+	}
+	for _, p := range c.places {
+		if len(p.requests) == 0 {
+			pause = min(pause, p.left.Add(placeKept).Sub(now))
+		}
+	}
+	if expiry := c.state().nextExpiry(); !expiry.IsZero() {
+		pause = min(pause, wallPause, max(expiry.Sub(c.wall()), time.Millisecond))
+	}
+	return pause
+}
+
+// commit applies a batch, saves the result and answers. It returns an error
+// only when it is not known whether the result was saved.
+func (c *committer) commit(batch []*request) error {
+	now := time.Now()
+	over := c.hangUp(now)
+	d := newDraft(c.state().state, c.wall().UTC().Truncate(time.Millisecond), c.asking(now))
+	d.tend()
+	gaveBack := c.applyUnclaimed(d)
+	outcomes := make([]answer, len(batch))
+	for i, r := range batch {
+		outcomes[i] = answer{err: errGone}
+		if r.ctx.Err() == nil {
+			outcomes[i] = answer{outcome: r.apply(d)}
+		}
+	}
+	if len(over) == 0 && c.hold(batch, d, now) {
+		return nil
+	}
+	if d.changed() || c.unsaved {
+		err := c.save(d)
+		if c.unsaved = err != nil; c.unsaved && (d.changed() || errors.Is(err, errUnknown)) {
+			c.fail(batch, over, err)
+			return unknownOnly(err)
+		}
+	}
+	c.publish(d)
+	c.forgetUnclaimed(gaveBack)
+	c.answer(d, batch, outcomes, now)
+	c.answerOver(over)
+	c.logEvents(d.events)
+	return nil
+}
+
+func unknownOnly(err error) error {
+	if errors.Is(err, errUnknown) {
+		return err
+	}
+	return nil
+}
+
+// hangUp takes those requests from their places whose wait or connection has
+// ended, and returns them by waiter.
+func (c *committer) hangUp(now time.Time) map[*request]uint64 {
+	var over map[*request]uint64
+	for waiter, p := range c.places {
+		p.requests = slices.DeleteFunc(p.requests, func(r *request) bool {
+			if !r.over(now) {
+				return false
+			}
+			if over == nil {
+				over = map[*request]uint64{}
+			}
+			over[r] = waiter
+			p.left = now
+			return true
+		})
+	}
+	return over
+}
+
+func (c *committer) asking(now time.Time) func(uint64) (bool, time.Duration) {
+	return func(waiter uint64) (bool, time.Duration) {
+		p := c.places[waiter]
+		if p == nil {
+			return false, placeKept
+		}
+		return len(p.requests) > 0, now.Sub(p.left)
+	}
+}
+
+func (c *committer) applyUnclaimed(d *draft) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, h := range c.unclaimed {
+		d.giveBack(h.lock, h.token)
+	}
+	return len(c.unclaimed)
+}
+
+func (c *committer) forgetUnclaimed(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unclaimed = c.unclaimed[n:]
+}
+
+// hold puts a batch back in which claims were only queued. Nobody is answered
+// when that is committed, so it can wait a little for a commit that somebody
+// waits for: a release and the next asker's place ride in one.
+func (c *committer) hold(batch []*request, d *draft, now time.Time) bool {
+	onlyQueued := len(batch) > 0 && len(batch) == len(d.events)
+	for _, e := range d.events {
+		onlyQueued = onlyQueued && e.what == "queue"
+	}
+	if !onlyQueued || !c.heldUntil.IsZero() && !now.Before(c.heldUntil) {
+		c.heldUntil = time.Time{}
+		return false
+	}
+	if c.heldUntil.IsZero() {
+		c.heldUntil = now.Add(holdPause)
+	}
+	c.held = batch
+	return true
+}
+
+func (c *committer) save(d *draft) error {
+	d.tidy()
+	err := c.store.save(&d.state)
+	switch was := c.failing.Load(); {
+	case err == nil && was != nil:
+		c.log.Info("commits succeed again", "failed_for", time.Since(was.since).Round(time.Millisecond))
+		c.failing.Store(nil)
+	case err != nil && was == nil:
+		c.log.Error("commit failed", "err", err)
+		c.failing.Store(&trouble{time.Now(), err})
+	case err != nil && was.err.Error() != err.Error():
+		c.log.Error("commit failed", "err", err)
+		c.failing.Store(&trouble{was.since, err})
+	}
+	return err
+}
+
+func (c *committer) publish(d *draft) {
+	if !d.changed() {
+		return
+	}
+	s := d.state
+	old := c.published.Swap(&snapshot{&s, make(chan struct{})})
+	close(old.replaced)
+}
+
+// answer tells each request of a committed batch what became of it, and the
+// waiters that were granted or withdrawn. Who still waits gets a place.
+func (c *committer) answer(d *draft, batch []*request, outcomes []answer, now time.Time) {
+	s := c.state()
+	for waiter, o := range d.moved {
+		if p := c.places[waiter]; p != nil {
+			for _, r := range p.requests {
+				r.done <- answer{outcome: o, lock: s.look(r.lock)}
+			}
+			delete(c.places, waiter)
+		}
+	}
+	for i, r := range batch {
+		a := outcomes[i]
+		if moved, ok := d.moved[a.waiter]; ok {
+			a.outcome = moved
+		}
+		if a.verdict == queued && c.wait(r, a.waiter, now) {
+			continue
+		}
+		a.lock = s.look(r.lock)
+		r.done <- a
+	}
+}
+
+// wait renews the place of a waiter, and lets r wait there if it wants to.
+func (c *committer) wait(r *request, waiter uint64, now time.Time) bool {
+	p := c.places[waiter]
+	if p == nil {
+		p = &place{}
+		c.places[waiter] = p
+	}
+	p.left = now
+	if r.until.IsZero() {
+		return false
+	}
+	p.requests = append(p.requests, r)
+	if r.over(time.Now()) {
+		c.poke() // its own may have come while it was not in its place yet
+	}
+	return true
+}
+
+// answerOver answers the requests whose wait has ended.
+func (c *committer) answerOver(over map[*request]uint64) {
+	for r, waiter := range over {
+		l := c.state().look(r.lock)
+		o := outcome{verdict: refused}
+		if l.position(waiter) > 0 {
+			o = outcome{verdict: queued, waiter: waiter}
+		}
+		r.done <- answer{outcome: o, lock: l}
+	}
+}
+
+// fail answers the requests of a commit that failed. Those that wait go on
+// waiting: nothing has changed for them.
+func (c *committer) fail(batch []*request, over map[*request]uint64, err error) {
+	for _, r := range batch {
+		r.done <- answer{err: err}
+	}
+	for r := range over {
+		r.done <- answer{err: err}
+	}
+}
+
+// refuseAll answers a batch and all who wait with err. The places stay, for
+// those who come back after a restart.
+func (c *committer) refuseAll(batch []*request, err error) {
+	c.fail(batch, nil, err)
+	for _, p := range c.places {
+		c.fail(p.requests, nil, err)
+		p.requests, p.left = nil, time.Now()
+	}
+}
+
+func (c *committer) logEvents(events []event) {
+	for _, e := range events {
+		attrs := []slog.Attr{slog.String("lock", e.lock), slog.String("key", e.identity.Key), slog.String("locked_by", e.identity.LockedBy)}
+		if e.link != "" {
+			attrs = append(attrs, slog.String("link", e.link))
+		}
+		if e.token != 0 {
+			attrs = append(attrs, slog.Uint64("token", e.token))
+		}
+		switch e.what {
+		case "grant", "withdraw":
+			attrs = append(attrs, slog.Duration("waited", e.lasted))
+		case "release", "expire":
+			attrs = append(attrs, slog.Duration("held", e.lasted))
+		case "force":
+			attrs = append(attrs, slog.Duration("held", e.lasted), slog.String("by", e.by), slog.String("reason", e.why))
+		}
+		c.log.LogAttrs(context.Background(), slog.LevelInfo, e.what, attrs...)
+	}
+}

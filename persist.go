@@ -1,0 +1,419 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/cloudfoundry-community/locker/resource"
+)
+
+// version of the state file's format.
+const version = 2
+
+// store is the state file. After open it is owned by the writer.
+type store struct {
+	path  string
+	guard *os.File // FILE.lock, locked as long as the process lives
+	steps steps
+	buf   []byte // reused from save to save
+}
+
+// steps are what a durable write is made of, so that a test can fail each.
+type steps struct {
+	openDir func(name string) (*os.File, error)
+	create  func(dir, pattern string) (*os.File, error)
+	write   func(f *os.File, data []byte) (int, error)
+	sync    func(f *os.File) error
+	close   func(f *os.File) error
+	rename  func(from, to string) error
+	syncDir func(f *os.File) error
+}
+
+func realSteps() steps {
+	return steps{
+		openDir: os.Open,
+		create:  os.CreateTemp,
+		write:   (*os.File).Write,
+		sync:    (*os.File).Sync,
+		close:   (*os.File).Close,
+		rename:  os.Rename,
+		syncDir: (*os.File).Sync,
+	}
+}
+
+// errUnknown is wrapped by the errors of a save of which nobody can say
+// whether it happened.
+var errUnknown = errors.New("it is not known whether this was saved")
+
+// openStore opens the state file at path for this process alone and reads it;
+// a file that does not exist is no lock held. A file of the original locker is
+// kept as path.v1. Nothing is touched before the process has path.lock.
+//
+// What was read is on disk when openStore returns, even if the process that
+// wrote it died between its rename and its fsync.
+func openStore(path string, steps steps, now time.Time) (*store, *state, error) {
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target // a rename would replace the link, not the file
+	}
+	guard, err := flock(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	st := &store{path: path, guard: guard, steps: steps}
+	s, err := st.load(now)
+	if err != nil {
+		guard.Close()
+		return nil, nil, err
+	}
+	return st, s, nil
+}
+
+// close lets another process have the state file.
+func (st *store) close() error { return st.guard.Close() }
+
+// flock takes FILE.lock for this process (flock(2)). The file stays: whoever
+// removed it could let two processes lock two files of that name.
+func flock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock state file: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock state file: another locker has %s: stop it, or set LOCKER_CONFIG to another file: %w", path+".lock", err)
+	}
+	return f, nil
+}
+
+func (st *store) load(now time.Time) (*state, error) {
+	if err := st.removeStale(); err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(st.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return &state{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read state file: %w", err)
+	}
+	s, original, err := decodeState(data, now)
+	if err != nil {
+		return nil, fmt.Errorf("state file %s: %w; restore it from a backup, or move it away to start with no lock held", st.path, err)
+	}
+	if original {
+		if err := st.keepOriginal(data); err != nil {
+			return nil, err
+		}
+	}
+	return s, st.syncWhatIsThere()
+}
+
+// removeStale removes the temporary files of a process that died while it saved.
+func (st *store) removeStale() error {
+	dir, base := filepath.Split(st.path)
+	entries, err := os.ReadDir(filepath.Clean(dir))
+	if err != nil {
+		return fmt.Errorf("read state folder: %w", err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), base+".tmp-") {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+				return fmt.Errorf("remove stale file: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+func (st *store) syncWhatIsThere() error {
+	for _, name := range []string{st.path, filepath.Dir(st.path)} {
+		f, err := os.Open(name)
+		if err != nil {
+			return fmt.Errorf("sync state file: %w", err)
+		}
+		err = f.Sync()
+		f.Close()
+		if err != nil {
+			return fmt.Errorf("sync state file: %w", err)
+		}
+	}
+	return nil
+}
+
+// keepOriginal writes the original locker's file beside the new one. One that
+// is there already is not overwritten; the same one is from an upgrade that
+// was cut short.
+func (st *store) keepOriginal(data []byte) error {
+	name := st.path + ".v1"
+	there, err := os.ReadFile(name)
+	switch {
+	case err == nil && bytes.Equal(there, data):
+		return nil
+	case err == nil:
+		return fmt.Errorf("state file %s is the original locker's, and %s of an earlier upgrade is in the way: move that away", st.path, name)
+	case !errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("read %s: %w", name, err)
+	}
+	return st.replace(name, data)
+}
+
+// save makes s the content of the state file, durably. An error that wraps
+// errUnknown leaves it open whether the file is the old or the new one; after
+// any other it is the old one.
+func (st *store) save(s *state) error {
+	st.buf = s.appendTo(st.buf[:0])
+	return st.replace(st.path, st.buf)
+}
+
+// replace replaces the file of that name by data: after a crash or a power cut
+// at any time the name has all of the old content or all of the new, and once
+// replace has returned nil, the new (fsync(2), rename(2)). It trusts fsync: a
+// disk that answers before it has written can lose the last saves. The calls,
+// for `strace -f -e trace=openat,write,fsync,renameat,close`:
+//
+//	openat(AT_FDCWD, "/var/locker", O_RDONLY|O_CLOEXEC) = 7
+//	openat(AT_FDCWD, "/var/locker/locker.json.tmp-1234", O_RDWR|O_CREAT|O_EXCL|O_CLOEXEC, 0600) = 8
+//	write(8, "{\"version\": 2, …", 345) = 345
+//	fsync(8) = 0
+//	close(8) = 0
+//	renameat(AT_FDCWD, "/var/locker/locker.json.tmp-1234", AT_FDCWD, "/var/locker/locker.json") = 0
+//	fsync(7) = 0
+//	close(7) = 0
+//
+// The folder is opened first, so that a lack of file descriptors fails the
+// save while it can still be refused. An fsync that failed is never repeated:
+// the pages it was to write may be gone (fsync(2), NOTES). The next save
+// writes a new file.
+func (st *store) replace(name string, data []byte) error {
+	dir, err := st.steps.openDir(filepath.Dir(name))
+	if err != nil {
+		return fmt.Errorf("save state: %w", err)
+	}
+	defer dir.Close()
+	temp, err := st.writeTemp(name, data)
+	if err != nil {
+		return fmt.Errorf("save state: %w", err)
+	}
+	if err := st.steps.rename(temp, name); err != nil {
+		return fmt.Errorf("save state: %w: %w", errUnknown, err)
+	}
+	if err := st.steps.syncDir(dir); err != nil {
+		return fmt.Errorf("save state: %w: %w", errUnknown, err)
+	}
+	return nil
+}
+
+// writeTemp writes data to a new file beside name, with mode 0600, and returns
+// its name. When it fails, it leaves no file.
+func (st *store) writeTemp(name string, data []byte) (temp string, err error) {
+	f, err := st.steps.create(filepath.Dir(name), filepath.Base(name)+".tmp-*")
+	if err != nil {
+		return "", err
+	}
+	_, err = st.steps.write(f, data)
+	if err == nil {
+		err = st.steps.sync(f)
+	}
+	if closeErr := st.steps.close(f); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return f.Name(), err
+}
+
+// appendTo appends the state file's content: one line a lock, so that a person
+// can read it, and encoded anew only for locks that changed.
+func (s *state) appendTo(buf []byte) []byte {
+	buf = fmt.Appendf(buf, "{\"version\": %d, \"revision\": %d, \"locks\": {", version, s.revision)
+	for i, l := range s.locks {
+		if i > 0 {
+			buf = append(buf, ',')
+		}
+		if l.encoded == nil {
+			l.encoded = l.encode()
+		}
+		buf = append(append(buf, '\n'), l.encoded...)
+	}
+	return append(buf, "\n}}\n"...)
+}
+
+func (l *lock) encode() []byte {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	enc.Encode(l.name)
+	b.Truncate(b.Len() - 1) // the newline that Encode adds
+	b.WriteString(": ")
+	if err := enc.Encode(l); err != nil {
+		panic(err) // strings, numbers and times of this century always encode
+	}
+	return bytes.Clone(b.Bytes()[:b.Len()-1])
+}
+
+// decodeState reads a state file. The original locker's, which has no version,
+// is read as well, its holders held since now; original tells.
+func decodeState(data []byte, now time.Time) (s *state, original bool, err error) {
+	if len(bytes.TrimSpace(data)) == 0 {
+		return nil, false, errors.New("it is empty")
+	}
+	var whole json.RawMessage
+	if err := json.Unmarshal(data, &whole); err != nil {
+		syntax, ok := errors.AsType[*json.SyntaxError](err)
+		if ok {
+			return nil, false, fmt.Errorf("it does not parse at byte %d: %w", syntax.Offset, err)
+		}
+		return nil, false, err
+	}
+	members := map[string]member{}
+	err = resource.Object(data, func(name string, value json.RawMessage, offset int) error {
+		members[name] = member{value, offset}
+		return nil
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("it does not parse: %w", err)
+	}
+	if v, ok := members["version"]; !ok || v.value[0] == '{' {
+		s, err = decodeOriginal(members, now)
+		return s, true, err
+	}
+	s, err = decodeMembers(members)
+	return s, false, err
+}
+
+// member is a member of the state file's outermost object.
+type member struct {
+	value  json.RawMessage
+	offset int
+}
+
+func decodeMembers(members map[string]member) (*state, error) {
+	var number int
+	if err := json.Unmarshal(members["version"].value, &number); err != nil || number != version {
+		return nil, fmt.Errorf("it is of version %s, and this locker reads %d (at byte %d): use the locker that wrote it", members["version"].value, version, members["version"].offset)
+	}
+	s := &state{}
+	for name, m := range members {
+		var err error
+		switch name {
+		case "version":
+		case "revision":
+			err = json.Unmarshal(m.value, &s.revision)
+		case "locks":
+			err = s.decodeLocks(m)
+		default:
+			err = errors.New("it is not known to this locker")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%q at byte %d: %w", name, m.offset, err)
+		}
+	}
+	slices.SortFunc(s.locks, func(a, b *lock) int { return strings.Compare(a.name, b.name) })
+	for _, l := range s.locks {
+		if err := l.check(s.revision); err != nil {
+			return nil, fmt.Errorf("lock %q: %w", l.name, err)
+		}
+		s.claims += len(l.Holders) + len(l.Waiters)
+	}
+	return s, nil
+}
+
+func (s *state) decodeLocks(m member) error {
+	return resource.Object(m.value, func(name string, value json.RawMessage, offset int) error {
+		l := &lock{name: name}
+		dec := json.NewDecoder(bytes.NewReader(value))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(l); err != nil {
+			return fmt.Errorf("lock %q at byte %d: %w", name, m.offset+offset, err)
+		}
+		s.locks = append(s.locks, l)
+		return nil
+	})
+}
+
+// decodeOriginal reads the state of the original locker: a key and counts for
+// each lock. Who has a count above 0 holds the lock.
+func decodeOriginal(members map[string]member, now time.Time) (*state, error) {
+	s := &state{}
+	for _, name := range slices.Sorted(maps.Keys(members)) {
+		var saved struct {
+			Key      string         `json:"key"`
+			LockedBy map[string]int `json:"locked_by"`
+		}
+		m := members[name]
+		if err := json.Unmarshal(m.value, &saved); err != nil {
+			return nil, fmt.Errorf("it has no version, and %q at byte %d is no lock of the original locker: %w", name, m.offset, err)
+		}
+		l := &lock{name: name, Key: saved.Key}
+		for _, lockedBy := range slices.Sorted(maps.Keys(saved.LockedBy)) {
+			if saved.LockedBy[lockedBy] > 0 {
+				s.revision++
+				l.Holders = append(l.Holders, holder{LockedBy: lockedBy, Since: now, Token: s.revision})
+			}
+		}
+		if l.free() {
+			continue
+		}
+		l.Revision = s.revision
+		if err := l.check(s.revision); err != nil {
+			return nil, fmt.Errorf("lock %q at byte %d: %w", name, m.offset, err)
+		}
+		s.claims += len(l.Holders)
+		s.locks = append(s.locks, l)
+	}
+	return s, nil
+}
+
+// check refuses what the rules could not have made.
+func (l *lock) check(revision uint64) error {
+	if err := checkLockName(l.name); err != nil {
+		return err
+	}
+	if l.free() != (l.Key == "") {
+		return fmt.Errorf("it has the key %q and %d holders", l.Key, len(l.Holders))
+	}
+	if l.Revision > revision {
+		return fmt.Errorf("its revision %d is beyond the file's %d", l.Revision, revision)
+	}
+	var last uint64
+	var claims []identity
+	for i, h := range l.Holders {
+		if h.Token == 0 || h.Token > l.Revision || l.named(h.LockedBy) != i {
+			return fmt.Errorf("holder %q: it is there twice, or its token %d is not one of this lock", h.LockedBy, h.Token)
+		}
+		claims = append(claims, identity{l.Key, h.LockedBy, h.ID})
+	}
+	for _, w := range l.Waiters {
+		if w.Revision <= last || w.Revision > revision {
+			return fmt.Errorf("waiter %q: its revision %d is not in order", w.LockedBy, w.Revision)
+		}
+		last = w.Revision
+		claims = append(claims, w.identity)
+	}
+	present := map[identity]bool{}
+	for _, c := range claims {
+		if c.ID != "" && present[c] {
+			return fmt.Errorf("the claim of %q is there twice", c.LockedBy)
+		}
+		present[c] = true
+	}
+	for _, e := range l.Left {
+		claims = append(claims, e.identity)
+	}
+	for _, c := range claims {
+		if err := c.check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}

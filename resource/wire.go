@@ -1,0 +1,204 @@
+// Package resource holds what the server and its clients share: the JSON of
+// the HTTP API and how it is read.
+package resource
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Lock is a lock as the API shows it. A free lock has no key and no holders;
+// its lists are empty, never null.
+type Lock struct {
+	Key      string         `json:"key"`
+	LockedBy map[string]int `json:"locked_by"` // what the original locker answered: each holder's name, and 1
+	Holders  []Holder       `json:"holders"`
+	Waiters  []Waiter       `json:"waiters"` // first in line first
+	Revision uint64         `json:"revision"`
+}
+
+// Holder is a granted claim. Times are UTC, in whole seconds.
+type Holder struct {
+	LockedBy string    `json:"locked_by"`
+	Since    time.Time `json:"since"`
+	Token    uint64    `json:"token"` // the fencing token: it grows with every grant
+	Link     string    `json:"link,omitempty"`
+	Expires  time.Time `json:"expires,omitzero"`
+}
+
+// Waiter is a queued claim.
+type Waiter struct {
+	Key      string    `json:"key"`
+	LockedBy string    `json:"locked_by"`
+	Since    time.Time `json:"since"`
+	Link     string    `json:"link,omitempty"`
+}
+
+// Take is the body of PUT /lock/NAME.
+type Take struct {
+	Key      string   `json:"key"`
+	LockedBy string   `json:"locked_by,omitempty"`
+	ID       string   `json:"id,omitempty"`
+	Wait     Duration `json:"wait,omitzero"`
+	TTL      Duration `json:"ttl,omitzero"`
+	Link     string   `json:"link,omitempty"`
+}
+
+// Release is the body of DELETE /lock/NAME.
+type Release struct {
+	Key      string `json:"key"`
+	LockedBy string `json:"locked_by,omitempty"`
+	ID       string `json:"id,omitempty"`
+	Own      bool   `json:"own,omitempty"`
+}
+
+// Force is the body of DELETE /lock/NAME?force=true. Without LockedBy every
+// holder is freed.
+type Force struct {
+	LockedBy string `json:"locked_by,omitempty"`
+	Reason   string `json:"reason,omitempty"`
+}
+
+// Answer is the body of a PUT or DELETE that succeeded.
+type Answer struct {
+	Response string `json:"response"`
+	Lock     Lock   `json:"lock"`
+	Token    uint64 `json:"token,omitempty"`
+	Repeat   bool   `json:"repeat,omitempty"` // the claim held the lock before this request
+}
+
+// Error is the body of every answer that is an error.
+type Error struct {
+	Error    string `json:"error"`
+	Lock     *Lock  `json:"lock,omitempty"`
+	Position int    `json:"position,omitempty"` // 1 is next in line; 0 is not queued
+}
+
+// Duration is a time.Duration that is a string such as "90s" in JSON.
+type Duration time.Duration
+
+// MarshalText writes d as time.Duration.String does.
+func (d Duration) MarshalText() ([]byte, error) {
+	return []byte(time.Duration(d).String()), nil
+}
+
+// UnmarshalText reads what time.ParseDuration reads, but nothing negative.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil || v < 0 {
+		return fmt.Errorf(`%q is not a duration such as "90s" or "2h30m"`, text)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// Decode reads one JSON object and stores each member where fields points for
+// its name. It is stricter than encoding/json: besides what Object refuses, an
+// unknown or differently cased member and null are errors. Every error names
+// its member, and all of them are reported.
+func Decode(data []byte, fields map[string]any) error {
+	var problems []error
+	err := Object(data, func(name string, value json.RawMessage, _ int) error {
+		field, known := fields[name]
+		if !known {
+			problems = append(problems, fmt.Errorf("unknown member %q: known are %s", name, strings.Join(slices.Sorted(maps.Keys(fields)), ", ")))
+		} else if err := store(value, field); err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w", name, err))
+		}
+		return nil
+	})
+	return errors.Join(append(problems, err)...)
+}
+
+// Object reads one JSON object (RFC 8259) and hands over each member, with the
+// offset at which its value begins, in bytes. It stops at each's first error.
+// A repeated member, trailing data and text that is not valid Unicode are
+// errors too.
+func Object(data []byte, each func(name string, value json.RawMessage, offset int) error) error {
+	if !utf8.Valid(data) {
+		return errors.New("the JSON is not valid UTF-8")
+	}
+	dec := json.NewDecoder(bytes.NewReader(data))
+	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
+		return syntax(dec, err)
+	}
+	seen := map[string]bool{}
+	for dec.More() {
+		token, err := dec.Token()
+		if err != nil {
+			return syntax(dec, err)
+		}
+		var value json.RawMessage
+		if err := dec.Decode(&value); err != nil {
+			return syntax(dec, err)
+		}
+		name := token.(string) // encoding/json lets nothing else stand here
+		if seen[name] {
+			return fmt.Errorf("%q is given twice", name)
+		}
+		seen[name] = true
+		if loneSurrogate(value) {
+			return fmt.Errorf("%q has half of an escaped surrogate pair, which is no character", name)
+		}
+		if err := each(name, value, int(dec.InputOffset())-len(value)); err != nil {
+			return err
+		}
+	}
+	if _, err := dec.Token(); err != nil {
+		return syntax(dec, err)
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return errors.New("there is something after the JSON object")
+	}
+	return nil
+}
+
+func syntax(dec *json.Decoder, err error) error {
+	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errors.New("a whole JSON object is expected")
+	}
+	return fmt.Errorf("malformed JSON near byte %d: %w", dec.InputOffset(), err)
+}
+
+func store(value json.RawMessage, field any) error {
+	if string(value) == "null" {
+		return errors.New("null is not a value")
+	}
+	err := json.Unmarshal(value, field)
+	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return fmt.Errorf("a JSON %s is not what belongs here", wrong.Value)
+	}
+	return err
+}
+
+// loneSurrogate reports whether a JSON value escapes half of a surrogate pair
+// (\ud800 to \udfff), which encoding/json would silently read as U+FFFD.
+func loneSurrogate(value []byte) bool {
+	if !bytes.Contains(value, []byte(`\u`)) {
+		return false
+	}
+	s := strings.ReplaceAll(strings.ToLower(string(value)), `\\`, "")
+	for {
+		i := strings.Index(s, `\ud`)
+		if i < 0 {
+			return false
+		}
+		s = s[i+3:]
+		if s[0] < '8' { // \ud000 to \ud7ff are characters
+			continue
+		}
+		paired := s[0] <= 'b' && strings.HasPrefix(s[3:], `\ud`) && s[6] >= 'c'
+		if !paired {
+			return true
+		}
+		s = s[9:]
+	}
+}
