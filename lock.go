@@ -449,7 +449,7 @@ func (l *lock) remember(r identity, now time.Time) {
 	if r.ID == "" {
 		return
 	}
-	l.Left = slices.DeleteFunc(l.Left, func(e ended) bool { return e.identity == r || !e.live(now) })
+	l.Left = slices.DeleteFunc(l.Left, func(e ended) bool { return !e.live(now) })
 	l.Left = append(l.Left, ended{r, now})
 	l.Left = l.Left[max(0, len(l.Left)-maxEnded):]
 }

@@ -379,6 +379,22 @@ func TestEndedAreAtMostAThousand(t *testing.T) {
 	b.wantVerdict(b.release(of("k a 0").identity, false), released) // the oldest was dropped
 }
 
+func TestEndedAreForgotten(t *testing.T) {
+	b := newBench(t)
+	for range 3 { // the same claim again: by the claim itself
+		b.take(of("k a 1"), false)
+		if left := b.s.look("l").Left; len(left) != 0 {
+			t.Errorf("a present claim is remembered as ended: %v", left)
+		}
+		b.release(of("k a 1").identity, false)
+	}
+	b.now = b.now.Add(endedKept) // others: after an hour, with the next one
+	b.release(of("k a 2").identity, true)
+	if left := b.s.look("l").Left; len(left) != 1 || left[0].ID != "2" {
+		t.Errorf("remembered: %v, want the last one alone", left)
+	}
+}
+
 func TestFreeLocksAreForgotten(t *testing.T) {
 	b := newBench(t)
 	use := func(name, words string) {
