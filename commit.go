@@ -279,9 +279,15 @@ func (c *committer) commit(batch []*request) error {
 	}
 	if d.changed() || c.unsaved {
 		err := c.save(d)
-		if c.unsaved = err != nil; c.unsaved && (d.changed() || errors.Is(err, errUnknown)) {
+		c.unsaved = err != nil
+		switch {
+		case errors.Is(err, errUnknown):
 			c.fail(batch, over, err)
-			return unknownOnly(err)
+			c.failMoved(d, err)
+			return err
+		case err != nil && d.changed():
+			c.fail(batch, over, err)
+			return nil
 		}
 	}
 	c.publish(d)
@@ -289,13 +295,6 @@ func (c *committer) commit(batch []*request) error {
 	c.answer(d, batch, outcomes, now)
 	c.answerOver(over)
 	c.logEvents(d.events)
-	return nil
-}
-
-func unknownOnly(err error) error {
-	if errors.Is(err, errUnknown) {
-		return err
-	}
 	return nil
 }
 
@@ -452,6 +451,17 @@ func (c *committer) fail(batch []*request, over map[*request]uint64, err error) 
 	}
 	for r := range over {
 		r.done <- answer{err: err}
+	}
+}
+
+// failMoved answers the waiters that a commit of unknown outcome was to grant
+// the lock to: they may hold it.
+func (c *committer) failMoved(d *draft, err error) {
+	for waiter := range d.moved {
+		if p := c.places[waiter]; p != nil {
+			c.fail(p.requests, nil, err)
+			p.requests = nil
+		}
 	}
 }
 

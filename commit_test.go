@@ -1,0 +1,566 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// rig is a committer with a real state file whose steps a test can count,
+// block and fail, and whose clock is the bubble's.
+type rig struct {
+	t    testing.TB
+	path string
+	c    *committer
+	jump atomic.Int64 // of the wall clock, in nanoseconds
+
+	mu    sync.Mutex
+	calls []string
+	fault func(step string, do func() error) error // nil: none
+	ended chan error
+}
+
+func newRig(t testing.TB, path string) *rig {
+	t.Helper()
+	r := &rig{t: t, path: path}
+	st, s, err := openStore(path, r.steps(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.c, err = newCommitter(st, s, quiet(), func() time.Time { return time.Now().Add(time.Duration(r.jump.Load())) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.ended = make(chan error, 1)
+	go func() { r.ended <- r.c.run() }()
+	t.Cleanup(func() { r.stop() })
+	return r
+}
+
+// stop ends the committer, as a shutdown does, and lets go of the file.
+func (r *rig) stop() error {
+	r.c.close()
+	err := <-r.ended
+	r.ended <- nil
+	r.c.store.close()
+	return err
+}
+
+// steps are the real ones, noted, and passed through fault.
+func (r *rig) steps() steps {
+	real := realSteps()
+	step := func(name string, do func() error) error {
+		r.mu.Lock()
+		r.calls = append(r.calls, name)
+		fault := r.fault
+		r.mu.Unlock()
+		if fault == nil {
+			return do()
+		}
+		return fault(name, do)
+	}
+	onFile := func(name string, do func(*os.File) error) func(*os.File) error {
+		return func(f *os.File) error { return step(name, func() error { return do(f) }) }
+	}
+	opening := func(name string, f **os.File, do func() (*os.File, error)) error {
+		return step(name, func() (err error) { *f, err = do(); return err })
+	}
+	return steps{
+		openDir: func(name string) (f *os.File, err error) {
+			err = opening("open folder", &f, func() (*os.File, error) { return real.openDir(name) })
+			return f, err
+		},
+		create: func(dir, pattern string) (f *os.File, err error) {
+			err = opening("create", &f, func() (*os.File, error) { return real.create(dir, pattern) })
+			return f, err
+		},
+		write: func(f *os.File, data []byte) (int, error) {
+			return len(data), step("write", func() error { _, err := real.write(f, data); return err })
+		},
+		sync:    onFile("fsync file", real.sync),
+		close:   onFile("close", real.close),
+		rename:  func(from, to string) error { return step("rename", func() error { return real.rename(from, to) }) },
+		syncDir: onFile("fsync folder", real.syncDir),
+	}
+}
+
+func (r *rig) setFault(fault func(step string, do func() error) error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fault = fault
+}
+
+func (r *rig) count(step string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for _, c := range r.calls {
+		if c == step {
+			n++
+		}
+	}
+	return n
+}
+
+// take asks for lock l for the claim in words ("key name id"), waiting that
+// long, and returns at once; the answer comes through the channel.
+func (r *rig) take(ctx context.Context, words string, wait time.Duration) chan answer {
+	return r.takeClaim(ctx, of(words), wait)
+}
+
+func (r *rig) takeClaim(ctx context.Context, c claim, wait time.Duration) chan answer {
+	got := make(chan answer, 1)
+	go func() { got <- r.ask(ctx, c, wait) }()
+	synctest.Wait()
+	time.Sleep(2 * holdPause) // what only queues is committed by then
+	return got
+}
+
+// ask is takeClaim that returns with the answer.
+func (r *rig) ask(ctx context.Context, c claim, wait time.Duration) answer {
+	req := &request{lock: "l", ctx: ctx, apply: func(d *draft) outcome { return d.take("l", c, wait > 0) }}
+	if wait > 0 {
+		req.until = time.Now().Add(wait)
+	}
+	return r.c.do(req)
+}
+
+func (r *rig) release(words string) answer {
+	return r.c.do(&request{lock: "l", ctx: context.Background(), apply: func(d *draft) outcome {
+		return d.release("l", of(words).identity, false)
+	}})
+}
+
+func (r *rig) want(a answer, want verdict) answer {
+	r.t.Helper()
+	if a.err != nil || a.verdict != want {
+		r.t.Fatalf("%q, error %v; want %q", a.verdict, a.err, want)
+	}
+	return a
+}
+
+func (r *rig) wantWaiting(got chan answer) {
+	r.t.Helper()
+	synctest.Wait()
+	select {
+	case a := <-got:
+		r.t.Fatalf("answered %q, error %v; want it to wait", a.verdict, a.err)
+	default:
+	}
+}
+
+func (r *rig) wantState(holders, queue string) {
+	r.t.Helper()
+	b := &bench{t: r.t, s: r.c.state().state}
+	b.want(holders, queue)
+}
+
+// inBubble runs a test in a synctest bubble, with a rig.
+func inBubble(t *testing.T, test func(t *testing.T, r *rig)) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "locker.json")
+	synctest.Test(t, func(t *testing.T) { test(t, newRig(t, path)) })
+}
+
+func TestWaitersAreGrantedInOrder(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.take(t.Context(), "k0 n", 0), granted)
+		var waiting []chan answer
+		for i := 1; i < 20; i++ {
+			waiting = append(waiting, r.take(t.Context(), fmt.Sprintf("k%d n", i), time.Minute))
+		}
+		for i, w := range waiting {
+			r.wantWaiting(w)
+			r.want(r.release(fmt.Sprintf("k%d n", i)), released)
+			r.want(<-w, granted)
+		}
+	})
+}
+
+func TestWaitEnds(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.take(t.Context(), "k a", 0), granted)
+		start := time.Now()
+		withID, without := r.take(t.Context(), "other b 1", 10*time.Second), r.take(t.Context(), "other c", 20*time.Second)
+		a := r.want(<-withID, queued)
+		if waited := time.Since(start); waited != 10*time.Second || a.lock.position(a.waiter) != 1 {
+			t.Errorf("answered after %v at position %d", waited, a.lock.position(a.waiter))
+		}
+		r.want(<-without, refused)
+		r.wantState("k:a", "b")
+
+		time.Sleep(placeKept - 10*time.Second - 100*time.Millisecond) // the last moment to come back
+		again := r.take(t.Context(), "other b 1", time.Second)
+		r.want(<-again, queued)
+		time.Sleep(placeKept + time.Millisecond)
+		synctest.Wait()
+		r.wantState("k:a", "")
+		r.want(r.release("other b 1"), alreadyEnded)
+	})
+}
+
+func TestLostConnection(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.take(t.Context(), "k a", 0), granted)
+		ctx, hangUp := context.WithCancel(t.Context())
+		r.take(ctx, "other b", time.Minute)
+		r.take(ctx, "other c 1", time.Minute)
+		last := r.take(t.Context(), "more d", time.Minute)
+		hangUp()
+		synctest.Wait()
+		r.wantState("k:a", "c,d")
+		r.want(r.release("k a"), released)
+		r.wantState(":", "c,d") // at the head its place is held
+		r.wantWaiting(last)
+		start := time.Now()
+		r.want(<-last, granted)
+		if waited := time.Since(start); waited > placeKept {
+			t.Errorf("the place was held for %v longer than %v", waited-placeKept, placeKept)
+		}
+	})
+}
+
+func TestGoneBeforeItsRequestIsApplied(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		gone, hangUp := context.WithCancel(t.Context())
+		hangUp()
+		if a := <-r.take(gone, "k a", 0); !errors.Is(a.err, errGone) {
+			t.Errorf("%+v, want %v", a, errGone)
+		}
+		if a := <-r.take(gone, "k a 1", time.Minute); !errors.Is(a.err, errGone) {
+			t.Errorf("%+v, want %v", a, errGone)
+		}
+		r.wantState(":", "")
+	})
+}
+
+func TestTwoRequestsOfOneClaim(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.take(t.Context(), "k a", 0), granted)
+		ctx, hangUp := context.WithCancel(t.Context())
+		r.take(ctx, "other b 1", time.Minute) // an old connection, half open
+		second, third := r.take(t.Context(), "other b 1", time.Minute), r.take(t.Context(), "other b 1", 5*time.Second)
+		hangUp()
+		r.want(<-third, queued)
+		time.Sleep(placeKept + time.Second) // the second keeps the place
+		r.wantState("k:a", "b")
+		fourth := r.take(t.Context(), "other b 1", time.Minute)
+		r.want(r.release("k a"), released)
+		one, two := r.want(<-second, granted), r.want(<-fourth, granted)
+		if one.token != two.token {
+			t.Errorf("tokens %d and %d, want the same", one.token, two.token)
+		}
+	})
+}
+
+func TestWithdrawnWhileItWaits(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.take(t.Context(), "k a", 0), granted)
+		waiting := r.take(t.Context(), "other b 1", time.Minute)
+		r.want(r.release("other b 1"), withdrew)
+		r.want(<-waiting, withdrawn)
+	})
+}
+
+func TestExpiryLetsTheNextOneIn(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		start := time.Now()
+		r.want(<-r.takeClaim(t.Context(), ttl(of("k a 1"), 30*time.Second), 0), granted)
+		next := r.take(t.Context(), "other b", time.Minute)
+		time.Sleep(20*time.Second - time.Since(start))
+		r.want(<-r.takeClaim(t.Context(), ttl(of("k a 1"), 30*time.Second), 0), repeated)
+		r.want(<-next, granted)
+		if held := time.Since(start); held < 50*time.Second || held > 51*time.Second {
+			t.Errorf("held for %v, want 50 s", held)
+		}
+	})
+}
+
+func TestWallClockJumps(t *testing.T) {
+	for _, jump := range []time.Duration{24 * time.Hour, -24 * time.Hour} {
+		t.Run(jump.String(), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *rig) {
+				r.want(<-r.take(t.Context(), "k a", 0), granted)
+				r.want(<-r.takeClaim(t.Context(), ttl(of("k b"), time.Hour), 0), granted)
+				waiting := r.take(t.Context(), "other c 1", 30*time.Second)
+				r.jump.Store(int64(jump))
+				time.Sleep(2 * wallPause)
+				if jump > 0 {
+					r.wantState("k:a", "c") // only what has a ttl goes by the wall clock
+				} else {
+					r.wantState("k:a,b", "c")
+				}
+				r.want(<-waiting, queued)
+				time.Sleep(placeKept - time.Second)
+				r.wantState(r.now(), "c")
+				time.Sleep(2 * time.Second)
+				r.wantState(r.now(), "")
+			})
+		})
+	}
+}
+
+func (r *rig) now() string { return (&bench{s: r.c.state().state}).holders() }
+
+// TestGroupCommit blocks a commit and sees that all requests that arrive
+// meanwhile ride in the next, and that nobody sees what is not committed.
+func TestGroupCommit(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		disk := make(chan struct{})
+		r.setFault(func(step string, do func() error) error {
+			if step == "fsync file" {
+				<-disk
+			}
+			return do()
+		})
+		before := r.count("rename")
+		first := r.take(t.Context(), "k a", 0)
+		var more []chan answer
+		for i := range 50 {
+			more = append(more, r.take(t.Context(), fmt.Sprintf("k n%d", i), 0))
+		}
+		r.wantWaiting(first)
+		r.wantState(":", "")
+		close(disk)
+		r.want(<-first, granted)
+		for _, got := range more {
+			r.want(<-got, granted)
+		}
+		if n := r.count("rename") - before; n != 2 {
+			t.Errorf("%d commits, want 2", n)
+		}
+	})
+}
+
+// TestHandOffIsOneCommit lets clients take, release and queue again, and
+// counts: the release, the next grant and the place of who queues again ride
+// together.
+func TestHandOffIsOneCommit(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		const clients, rounds = 8, 50
+		before := r.count("rename")
+		var wg sync.WaitGroup
+		for i := range clients {
+			wg.Go(func() {
+				for range rounds {
+					who := fmt.Sprintf("k%d n %d", i, i)
+					if a := r.ask(t.Context(), of(who), time.Minute); a.verdict != granted {
+						t.Errorf("%+v, want a grant", a)
+					}
+					r.release(who)
+				}
+			})
+		}
+		wg.Wait()
+		if n := r.count("rename") - before; n > clients*rounds*11/10 {
+			t.Errorf("%d commits for %d hand-offs", n, clients*rounds)
+		}
+	})
+}
+
+func TestOrderOfTheDurableWrite(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.mu.Lock()
+		r.calls = nil
+		r.mu.Unlock()
+		got := r.take(t.Context(), "k a", 0)
+		r.want(<-got, granted)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if want := []string{"open folder", "create", "write", "fsync file", "close", "rename", "fsync folder"}; !slices.Equal(r.calls, want) {
+			t.Errorf("steps %q, want %q", r.calls, want)
+		}
+	})
+}
+
+// TestFaultBeforeRename fails each step of the durable write before the rename,
+// not applied and applied but reported as failed: the request is refused,
+// nothing has changed, and the server goes on.
+func TestFaultBeforeRename(t *testing.T) {
+	for _, step := range []string{"open folder", "create", "write", "fsync file", "close"} {
+		for _, applied := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s applied=%t", step, applied), func(t *testing.T) {
+				inBubble(t, func(t *testing.T, r *rig) { testFaultBeforeRename(t, r, step, applied) })
+			})
+		}
+	}
+}
+
+func testFaultBeforeRename(t *testing.T, r *rig, step string, applied bool) {
+	r.want(<-r.take(t.Context(), "k a", 0), granted)
+	waiting := r.take(t.Context(), "other b", time.Minute)
+	file := read(t, r.path)
+	r.setFault(faultAt(step, applied, syscall.ENOSPC))
+
+	if a := r.release("k a"); !errors.Is(a.err, syscall.ENOSPC) {
+		t.Fatalf("answer %+v, want no space", a)
+	}
+	if step != "create" || !applied { // a file that nobody was told of stays until the next start
+		onlyFiles(t, r.path)
+	}
+	if read(t, r.path) != file || r.now() != "k:a" || r.c.failing.Load() == nil {
+		t.Errorf("state %s, failing %v; want it unchanged, and failing", r.now(), r.c.failing.Load())
+	}
+	r.wantWaiting(waiting)
+	r.want(<-r.take(t.Context(), "other c", 0), refused) // what needs no commit is answered
+
+	r.setFault(nil)
+	time.Sleep(retryPause + time.Millisecond)
+	synctest.Wait()
+	if r.c.failing.Load() != nil {
+		t.Error("still failing a second after the disk was well again")
+	}
+	r.want(r.release("k a"), released)
+	r.want(<-waiting, granted)
+}
+
+// TestFaultLosesNothingDerived ends a hold, a place and a connection while
+// commits fail: all three are found again when they succeed.
+func TestFaultLosesNothingDerived(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.takeClaim(t.Context(), ttl(of("k a"), 5*time.Second), 0), granted)
+		ctx, hangUp := context.WithCancel(t.Context())
+		r.take(ctx, "other b", time.Minute)
+		r.take(ctx, "other c 1", time.Minute)
+		next := r.take(t.Context(), "more d", time.Minute)
+		r.setFault(faultAt("write", false, syscall.EIO))
+		hangUp()
+		time.Sleep(40 * time.Second)
+		r.wantState("k:a", "b,c,d")
+		r.setFault(nil)
+		r.want(<-next, granted)
+		r.wantState("more:d", "")
+	})
+}
+
+// TestFaultAtRename fails the rename and what comes after, both ways: the
+// outcome is unknown, the committer ends, and the next start reads what is
+// there, the old state or the new.
+func TestFaultAtRename(t *testing.T) {
+	for _, step := range []string{"rename", "fsync folder"} {
+		for _, applied := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s applied=%t", step, applied), func(t *testing.T) {
+				inBubble(t, func(t *testing.T, r *rig) { testFaultAtRename(t, r, step, applied) })
+			})
+		}
+	}
+}
+
+func testFaultAtRename(t *testing.T, r *rig, step string, applied bool) {
+	r.want(<-r.take(t.Context(), "k a", 0), granted)
+	waiting := r.take(t.Context(), "other b 1", time.Minute)
+	behind := r.take(t.Context(), "more c 1", time.Minute)
+	r.setFault(faultAt(step, applied, syscall.EIO))
+
+	if a := r.release("k a"); !errors.Is(a.err, errUnknown) {
+		t.Fatalf("answer %+v, want an unknown outcome", a)
+	}
+	if a := <-waiting; !errors.Is(a.err, errUnknown) {
+		t.Errorf("the waiter to whom this gave the lock got %+v, want an unknown outcome", a)
+	}
+	if a := <-behind; !errors.Is(a.err, errStopping) {
+		t.Errorf("the waiter behind it got %+v, want %v", a, errStopping)
+	}
+	if a := r.release("k a"); !errors.Is(a.err, errStopping) {
+		t.Errorf("a request afterwards got %+v, want %v", a, errStopping)
+	}
+	calls := r.count("fsync file") + r.count("fsync folder")
+	if err := r.stop(); !errors.Is(err, errUnknown) {
+		t.Errorf("the committer ended with %v", err)
+	}
+	if n := r.count("fsync file") + r.count("fsync folder"); n != calls {
+		t.Error("an fsync was tried again")
+	}
+	after := newRig(t, r.path)
+	if step == "rename" && !applied {
+		after.wantState("k:a", "b,c")
+	} else {
+		after.wantState("other:b", "c")
+		after.want(<-after.take(t.Context(), "other b 1", 0), repeated)
+	}
+}
+
+func TestRestartKeepsPlaces(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.take(t.Context(), "k a", 0), granted)
+		with, without := r.take(t.Context(), "other b 1", time.Minute), r.take(t.Context(), "other c", time.Minute)
+		last := r.take(t.Context(), "more d 2", time.Minute)
+		r.stop()
+		for _, got := range []chan answer{with, without, last} {
+			if a := <-got; !errors.Is(a.err, errStopping) {
+				t.Errorf("a waiter got %+v, want %v", a, errStopping)
+			}
+		}
+		after := newRig(t, r.path)
+		after.wantState("k:a", "b,d")
+		time.Sleep(placeKept - 100*time.Millisecond)
+		again := after.take(t.Context(), "more d 2", time.Minute)
+		after.wantState("k:a", "b,d")
+		time.Sleep(100 * time.Millisecond)
+		synctest.Wait()
+		after.wantState("k:a", "d") // b did not come back
+		after.want(after.release("k a"), released)
+		after.want(<-again, granted)
+	})
+}
+
+func TestGiveBack(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		a := r.want(<-r.take(t.Context(), "k a", 0), granted)
+		waiting := r.take(t.Context(), "other b", time.Minute)
+		r.setFault(faultAt("write", false, syscall.EIO))
+		r.c.giveBack(hold{"l", a.token})
+		r.wantWaiting(waiting)
+		r.setFault(nil) // the commit that failed has not lost it
+		r.want(<-waiting, granted)
+		r.c.giveBack(hold{"l", a.token}) // a hold that is no more
+		r.wantState("other:b", "")
+	})
+}
+
+// faultAt fails a step, after or instead of doing it.
+func faultAt(at string, applied bool, err error) func(string, func() error) error {
+	return func(step string, do func() error) error {
+		if step != at {
+			return do()
+		}
+		if applied {
+			if realErr := do(); realErr != nil {
+				return realErr
+			}
+		}
+		return err
+	}
+}
+
+func read(t testing.TB, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// onlyFiles fails the test when there is more than the state file and its lock.
+func onlyFiles(t testing.TB, path string) {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if name := e.Name(); name != filepath.Base(path) && name != filepath.Base(path)+".lock" {
+			t.Errorf("left behind: %s", name)
+		}
+	}
+}

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+const originalFile = `{
+    "free": {"locked_by": {"x": 0}, "key": ""},
+    "myLock": {"locked_by": {"george": 2, "jane": 0, "ann": 1}, "key": "k"}
+}`
+
+func openAt(t testing.TB, path string) (*store, *state) {
+	t.Helper()
+	st, s, err := openStore(path, realSteps(), noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { st.close() })
+	return st, s
+}
+
+func writeFile(t testing.TB, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSaveAndLoad(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "locker.json")
+	st, _ := openAt(t, path)
+	b := newBench(t)
+	c := of("k a 1")
+	c.Link = "https://ci.example/?a=1&b=<2>"
+	b.take(ttl(c, 90*60*1e9), false)
+	b.take(of("other b 2"), true)
+	b.release(of("k x 3").identity, true)
+	b.batch(func(d *draft) outcome { return d.take(`"quotes", a/slash and ünïcode`, of("k a"), false) })
+	if err := st.save(b.s); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode() != 0o600 {
+		t.Errorf("mode %v, %v; want 0600", info.Mode(), err)
+	}
+	if content := read(t, path); !json.Valid([]byte(content)) || !strings.Contains(content, "?a=1&b=<2>") || strings.Count(content, "\n") != 4 {
+		t.Errorf("not a readable line a lock:\n%s", content)
+	}
+	st.close()
+	_, s := openAt(t, path)
+	if !sameState(s, b.s) {
+		t.Errorf("read back\n%s\nwant\n%s", s.appendTo(nil), b.s.appendTo(nil))
+	}
+}
+
+func sameState(a, b *state) bool {
+	fresh := func(s *state) *state {
+		c := &state{revision: s.revision, claims: s.claims}
+		for _, l := range s.locks {
+			l := *l
+			l.encoded = nil
+			c.locks = append(c.locks, &l)
+		}
+		return c
+	}
+	return reflect.DeepEqual(fresh(a), fresh(b))
+}
+
+func TestUnchangedLocksAreNotEncodedAgain(t *testing.T) {
+	b := newBench(t)
+	b.take(of("k a"), false)
+	b.batch(func(d *draft) outcome { return d.take("other", of("k a"), false) })
+	b.s.appendTo(nil)
+	before := b.s.look("l").encoded
+	b.batch(func(d *draft) outcome { return d.take("other", of("k b"), false) })
+	if after := b.s.look("l").encoded; &before[0] != &after[0] {
+		t.Error("a lock that did not change was copied")
+	}
+	if b.s.look("other").encoded != nil {
+		t.Error("a lock that changed kept its old encoding")
+	}
+}
+
+func TestImport(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "locker.yml")
+	writeFile(t, path, originalFile)
+	for range 2 { // the second start finds its own copy, as after an upgrade that was cut short
+		st, s := openAt(t, path)
+		b := &bench{s: s}
+		if b.s.look("myLock").Key != "k" || s.claims != 2 || len(s.locks) != 1 {
+			t.Fatalf("imported %s", s.appendTo(nil))
+		}
+		var names []string
+		for _, h := range s.look("myLock").Holders {
+			names = append(names, fmt.Sprint(h.LockedBy, " ", h.Token, h.Since.Equal(noon)))
+		}
+		if got := strings.Join(names, " "); got != "ann 1 true george 2 true" {
+			t.Errorf("holders %s", got)
+		}
+		if kept := read(t, path+".v1"); kept != originalFile {
+			t.Errorf("kept %s", kept)
+		}
+		st.close()
+	}
+	st, s := openAt(t, path)
+	if err := st.save(s); err != nil {
+		t.Fatal(err)
+	}
+	st.close()
+	openAt(t, path)
+
+	other := filepath.Join(dir, "other.yml")
+	writeFile(t, other, originalFile)
+	writeFile(t, other+".v1", "{}")
+	if _, _, err := openStore(other, realSteps(), noon); err == nil || !strings.Contains(err.Error(), other+".v1") {
+		t.Errorf("error %v, want one that names %s.v1", err, other)
+	}
+	if kept := read(t, other+".v1"); kept != "{}" {
+		t.Errorf("the older copy became %s", kept)
+	}
+}
+
+func TestRefusedStateFiles(t *testing.T) {
+	const head = `{"version": 2, "revision": 9, "locks": {`
+	for _, row := range []struct{ name, content, want string }{
+		{"empty", "", "empty"},
+		{"blank", " \n", "empty"},
+		{"cut off", head + `"a": {"key": "k"`, "byte 56"},
+		{"two values", "{} {}", "byte 4"},
+		{"no object", "[]", "does not parse"},
+		{"a later version", `{"version": 3, "revision": 1, "locks": {}}`, "version 3"},
+		{"version as a string", `{"version": "2"}`, `version "2"`},
+		{"unknown member", `{"version": 2, "revision": 9, "extra": 1, "locks": {}}`, `"extra" at byte 39`},
+		{"negative revision", `{"version": 2, "revision": -1, "locks": {}}`, `"revision" at byte 27`},
+		{"unknown member of a lock", head + `"a": {"kye": "k"}}}`, `"a" at byte 45`},
+		{"one lock twice", head + `"a": {"key": "", "revision": 1}, "a": {"key": "", "revision": 1}}}`, "twice"},
+		{"not UTF-8", head + "\"\xff\": {}}}", "UTF-8"},
+		{"a control character in a name", head + `"a\u0000": {"key": "", "revision": 1}}}`, "control"},
+		{"holders without a key", head + `"a": {"key": "", "revision": 1, "holders": [{"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 1}]}}}`, "1 holders"},
+		{"a key without holders", head + `"a": {"key": "k", "revision": 1}}}`, "0 holders"},
+		{"one holder twice", head + `"a": {"key": "k", "revision": 2, "holders": [{"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 1}, {"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 2}]}}}`, "twice"},
+		{"one waiter twice", head + `"a": {"key": "", "revision": 2, "waiters": [{"key": "k", "locked_by": "x", "id": "1", "since": "2026-11-23T10:00:00Z", "revision": 1}, {"key": "k", "locked_by": "x", "id": "1", "since": "2026-11-23T10:00:00Z", "revision": 2}]}}}`, "twice"},
+		{"waiters out of order", head + `"a": {"key": "", "revision": 2, "waiters": [{"key": "k", "locked_by": "x", "since": "2026-11-23T10:00:00Z", "revision": 2}, {"key": "k", "locked_by": "x", "since": "2026-11-23T10:00:00Z", "revision": 1}]}}}`, "order"},
+		{"a lock beyond the revision", head + `"a": {"key": "", "revision": 10}}}`, "beyond"},
+		{"a token beyond the lock", head + `"a": {"key": "k", "revision": 1, "holders": [{"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 5}]}}}`, "token"},
+		{"the original's, with a word for a count", `{"a": {"key": "k", "locked_by": {"x": "one"}}}`, `"a" at byte 6`},
+		{"the original's, held without a key", `{"a": {"key": "", "locked_by": {"x": 1}}}`, "1 holders"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "locker.json")
+			writeFile(t, path, row.content)
+			_, _, err := openStore(path, realSteps(), noon)
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			for _, want := range []string{path, row.want, "restore it from a backup"} {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("error %q, want %q in it", err, want)
+				}
+			}
+			if read(t, path) != row.content {
+				t.Error("the file was changed")
+			}
+			onlyFiles(t, path)
+		})
+	}
+}
+
+func TestOneProcessPerStateFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "locker.json")
+	st, _ := openAt(t, path)
+	stale := path + ".tmp-1"
+	writeFile(t, stale, "")
+	if _, _, err := openStore(path, realSteps(), noon); err == nil || !strings.Contains(err.Error(), path+".lock") {
+		t.Errorf("error %v, want one that names the file that is locked", err)
+	}
+	if _, err := os.Stat(stale); err != nil {
+		t.Error("the second process touched a file before it had the lock")
+	}
+	st.close()
+	openAt(t, path)
+	if _, err := os.Stat(stale); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("stale file: %v, want it removed", err)
+	}
+	if _, err := os.Stat(path + ".lock"); err != nil {
+		t.Error("the lock file was removed")
+	}
+}
+
+func TestStateFileBehindALink(t *testing.T) {
+	dir := t.TempDir()
+	real, link := filepath.Join(dir, "real.json"), filepath.Join(dir, "link.json")
+	writeFile(t, real, "{}")
+	if err := os.Symlink(real, link); err != nil {
+		t.Fatal(err)
+	}
+	st, s := openAt(t, link)
+	if err := st.save(s); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Lstat(link); err != nil || info.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("the link became %v, %v", info.Mode(), err)
+	}
+	if content := read(t, real); !strings.HasPrefix(content, `{"version": 2`) {
+		t.Errorf("the file behind the link has %s", content)
+	}
+}
+
+// FuzzState: the decoder never panics, and what it accepts it writes back the
+// same.
+func FuzzState(f *testing.F) {
+	b := newBench(f)
+	b.take(ttl(of("k a 1"), 1e9), false)
+	b.take(of("other b 2"), true)
+	b.release(of("k x 3").identity, true)
+	f.Add(b.s.appendTo(nil))
+	f.Add([]byte(originalFile))
+	f.Add([]byte(`{"version": 2, "revision": 1, "locks": {}}`))
+	f.Add([]byte(`{"version": {"key": "k", "locked_by": {"a": 1}}}`))
+	f.Add([]byte(`{}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s, _, err := decodeState(data, noon)
+		if err != nil {
+			return
+		}
+		written := s.appendTo(nil)
+		again, original, err := decodeState(written, noon)
+		if err != nil || original {
+			t.Fatalf("accepted\n%s\nbut not what it wrote\n%s\n%v", data, written, err)
+		}
+		if got := again.appendTo(nil); string(got) != string(written) || again.claims != s.claims {
+			t.Fatalf("wrote\n%s\nthen\n%s", written, got)
+		}
+	})
+}
