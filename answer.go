@@ -45,11 +45,6 @@ func fail(header http.Header, err error) reply {
 	default:
 		f = &failure{status: http.StatusServiceUnavailable, message: "nothing was changed, the locker cannot save its state: see its log, then try again"}
 	}
-	body := resource.Error{Error: strings.ReplaceAll(f.message, "\n", "; "), Position: f.position}
-	if f.lock != nil {
-		l := f.lock.show()
-		body.Lock = &l
-	}
 	switch f.status {
 	case http.StatusUnauthorized:
 		header.Set("WWW-Authenticate", `Basic realm="locker", charset="UTF-8"`)
@@ -58,7 +53,17 @@ func fail(header http.Header, err error) reply {
 	case http.StatusLocked:
 		header.Set("Retry-After", "1")
 	}
-	return reply{status: f.status, body: body}
+	words := resource.Error{Error: strings.ReplaceAll(f.message, "\n", "; "), Position: f.position}
+	return reply{status: f.status, body: withLock(encode(words), f.lock)}
+}
+
+// withLock adds the lock to a JSON object. Its encoding is shared by all who
+// are shown it, not copied: a queue of thousands is told the same.
+func withLock(object []byte, l *lock) [][]byte {
+	if l == nil {
+		return [][]byte{object}
+	}
+	return [][]byte{object[:len(object)-1], []byte(`,"lock":`), l.shown(), []byte("}")}
 }
 
 // outOfSpace reports whether a write failed for want of space: a full disk, a
@@ -71,9 +76,8 @@ func outOfSpace(err error) bool {
 func (a answer) reply(who identity) (reply, error) {
 	name, by := a.lock.name, who.LockedBy
 	say := func(format string, args ...any) (reply, error) {
-		return reply{status: http.StatusOK, body: resource.Answer{
-			Response: fmt.Sprintf(format, args...), Lock: a.lock.show(), Token: a.token, Repeat: a.verdict == repeated,
-		}}, nil
+		words := resource.Answer{Response: fmt.Sprintf(format, args...), Token: a.token, Repeat: a.verdict == repeated}
+		return reply{status: http.StatusOK, body: withLock(encode(words), a.lock)}, nil
 	}
 	deny := func(status int, format string, args ...any) (reply, error) {
 		return reply{}, &failure{status: status, message: fmt.Sprintf(format, args...), lock: a.lock, position: a.lock.position(a.waiter)}
@@ -140,7 +144,13 @@ func (l *lock) heldBy() string {
 	return fmt.Sprintf("lock %s is held with the key %s by %s", l.name, l.Key, strings.Join(holders, ", "))
 }
 
-// show returns the lock as the API shows it.
+// shown returns the lock as the API shows it. It is encoded once, for all who
+// ask; safe for concurrent use when the lock is published.
+func (l *lock) shown() []byte {
+	l.once.Do(func() { l.json = encode(l.show()) })
+	return l.json
+}
+
 func (l *lock) show() resource.Lock {
 	shown := resource.Lock{
 		Key:      l.Key,
@@ -157,6 +167,18 @@ func (l *lock) show() resource.Lock {
 		shown.Waiters[i] = resource.Waiter{Key: w.Key, LockedBy: w.LockedBy, Since: inSeconds(w.Since), Link: w.Link}
 	}
 	return shown
+}
+
+// shown returns every lock as the API shows it, by name.
+func (s *state) shown() [][]byte {
+	pieces := [][]byte{[]byte("{")}
+	for i, l := range s.locks {
+		if i > 0 {
+			pieces = append(pieces, []byte(","))
+		}
+		pieces = append(pieces, encode(l.name), []byte(":"), l.shown())
+	}
+	return append(pieces, []byte("}"))
 }
 
 func inSeconds(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }

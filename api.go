@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -59,7 +58,7 @@ type handler func(r *http.Request, body []byte) (reply, error)
 
 type reply struct {
 	status  int
-	body    any // JSON; nil is none
+	body    [][]byte // JSON, in pieces; nil is none
 	etag    string
 	granted hold // to be given back if the answer does not reach the asker; zero: nothing
 }
@@ -141,19 +140,22 @@ func write(w http.ResponseWriter, rep reply) error {
 	if rep.etag != "" {
 		header.Set("ETag", rep.etag)
 	}
-	var data bytes.Buffer
 	if rep.body != nil {
-		enc := json.NewEncoder(&data)
-		enc.SetEscapeHTML(false)
-		if err := enc.Encode(rep.body); err != nil {
-			return err
+		length := 1
+		for _, piece := range rep.body {
+			length += len(piece)
 		}
 		header.Set("Content-Type", "application/json")
-		header.Set("Content-Length", strconv.Itoa(data.Len()))
+		header.Set("Content-Length", strconv.Itoa(length))
 	}
 	w.WriteHeader(rep.status)
-	if _, err := w.Write(data.Bytes()); err != nil && rep.body != nil && !errors.Is(err, http.ErrBodyNotAllowed) {
-		return err
+	for _, piece := range rep.body {
+		if _, err := w.Write(piece); err != nil {
+			return err
+		}
+	}
+	if rep.body != nil {
+		io.WriteString(w, "\n")
 	}
 	return stream.Flush()
 }
@@ -169,7 +171,7 @@ func (a *api) health(*http.Request, []byte) (reply, error) {
 			health["since"], health["error"] = inSeconds(t.since), cause(t.err)
 		}
 	}
-	return reply{status: status, body: health}, nil
+	return reply{status: status, body: [][]byte{encode(health)}}, nil
 }
 
 // cause returns what the system said, without the names of files.
@@ -207,11 +209,7 @@ func (a *api) list(r *http.Request, _ []byte) (reply, error) {
 			return reply{status: http.StatusNotModified, etag: etag(s.revision)}, nil
 		}
 	}
-	locks := make(map[string]resource.Lock, len(s.locks))
-	for _, l := range s.locks {
-		locks[l.name] = l.show()
-	}
-	return reply{status: http.StatusOK, etag: etag(s.revision), body: locks}, nil
+	return reply{status: http.StatusOK, etag: etag(s.revision), body: s.shown()}, nil
 }
 
 func (a *api) show(r *http.Request, _ []byte) (reply, error) {
@@ -223,7 +221,7 @@ func (a *api) show(r *http.Request, _ []byte) (reply, error) {
 		return reply{}, err
 	}
 	l := a.committer.state().look(name)
-	return reply{status: http.StatusOK, etag: etag(l.Revision), body: l.show()}, nil
+	return reply{status: http.StatusOK, etag: etag(l.Revision), body: [][]byte{l.shown()}}, nil
 }
 
 func (a *api) take(r *http.Request, body []byte) (reply, error) {
@@ -242,11 +240,7 @@ func (a *api) take(r *http.Request, body []byte) (reply, error) {
 	if wait > 0 {
 		req.until = time.Now().Add(wait)
 	}
-	rep, err := a.ask(req, c.identity)
-	if err == nil && c.ID == "" {
-		rep.granted = hold{name, rep.body.(resource.Answer).Token}
-	}
-	return rep, err
+	return a.ask(req, c.identity)
 }
 
 func (a *api) release(r *http.Request, body []byte) (reply, error) {
@@ -299,7 +293,11 @@ func (a *api) ask(req *request, who identity) (reply, error) {
 	if got.err != nil {
 		return reply{}, got.err
 	}
-	return got.reply(who)
+	rep, err := got.reply(who)
+	if got.verdict == granted && who.ID == "" {
+		rep.granted = hold{req.lock, got.token}
+	}
+	return rep, err
 }
 
 // lockName returns the path's lock. Its segment is percent-encoded (RFC 3986).

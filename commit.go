@@ -19,9 +19,8 @@ import (
 // requests in flight, so that a commit that fails loses none of it.
 
 const (
-	retryPause = time.Second          // between the saves that are tried while commits fail
-	wallPause  = 5 * time.Second      // between looks at the wall clock, which may jump, while a ttl runs
-	holdPause  = 2 * time.Millisecond // how long claims that only queue wait for a commit that somebody waits for
+	retryPause = time.Second     // between the saves that are tried while commits fail
+	wallPause  = 5 * time.Second // between looks at the wall clock, which may jump, while a ttl runs
 )
 
 var (
@@ -82,6 +81,7 @@ type committer struct {
 
 	mu        sync.Mutex
 	queue     []*request
+	expect    int    // requests worth waiting for, see gather
 	unclaimed []hold // granted to askers without an id that were gone by then
 	refuse    error  // why no more requests are taken; nil while they are
 	closed    bool
@@ -94,8 +94,8 @@ type committer struct {
 	// Owned by run.
 	places    map[uint64]*place // by the waiter's revision
 	unsaved   bool              // the file may not hold the published state
-	held      []*request        // applied again with the next batch
-	heldUntil time.Time
+	answered  int               // requests, by this commit
+	gathering time.Time         // until when others are waited for
 }
 
 // newCommitter returns a committer of s, which it saves once, so that a folder
@@ -131,16 +131,9 @@ func (c *committer) state() *snapshot { return c.published.Load() }
 // when r waits, when it is granted or its wait or its connection ends.
 func (c *committer) do(r *request) answer {
 	r.done = make(chan answer, 1)
-	c.mu.Lock()
-	err := c.refuse
-	if err == nil {
-		c.queue = append(c.queue, r)
-	}
-	c.mu.Unlock()
-	if err != nil {
+	if err := c.enqueue(r); err != nil {
 		return answer{err: err}
 	}
-	c.poke()
 	if r.until.IsZero() {
 		return <-r.done
 	}
@@ -154,6 +147,19 @@ func (c *committer) do(r *request) answer {
 	}
 	c.poke()
 	return <-r.done
+}
+
+func (c *committer) enqueue(r *request) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.refuse != nil {
+		return c.refuse
+	}
+	c.queue = append(c.queue, r)
+	if n := len(c.queue); n == 1 || n >= c.expect {
+		c.poke()
+	}
+	return nil
 }
 
 // giveBack has the hold released, now or with the first commit that succeeds.
@@ -214,7 +220,7 @@ func (c *committer) run() error {
 			c.refuseAll(nil, errStopping)
 		default:
 		}
-		if closed && len(c.held) == 0 {
+		if closed {
 			return nil
 		}
 	}
@@ -228,24 +234,46 @@ func (c *committer) next() (batch []*request, closed bool) {
 	case <-c.wake:
 	case <-timer.C:
 	}
+	c.gather()
 	return c.take()
+}
+
+// gather waits, no longer than the last commit took, for as many requests as
+// that one answered: busy clients come back at once, and one commit for all of
+// them is cheaper than one for each half.
+func (c *committer) gather() {
+	left := time.Until(c.gathering)
+	if left <= 0 {
+		return
+	}
+	timer := time.NewTimer(left)
+	defer timer.Stop()
+	for c.short() {
+		select {
+		case <-c.wake:
+		case <-timer.C:
+			return
+		}
+	}
+}
+
+func (c *committer) short() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.queue) < c.expect && !c.closed
 }
 
 func (c *committer) take() (batch []*request, closed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	batch = append(c.held, c.queue...)
-	c.held, c.queue = nil, nil
+	batch, c.queue = c.queue, nil
 	return batch, c.closed
 }
 
 // pause returns how long nothing will happen unless a request arrives.
 func (c *committer) pause() time.Duration {
 	now, pause := time.Now(), time.Hour
-	switch {
-	case len(c.held) > 0:
-		return c.heldUntil.Sub(now)
-	case c.failing.Load() != nil:
+	if c.failing.Load() != nil {
 		return retryPause
 	}
 	for _, p := range c.places {
@@ -274,9 +302,6 @@ func (c *committer) commit(batch []*request) error {
 			outcomes[i] = answer{outcome: r.apply(d)}
 		}
 	}
-	if len(over) == 0 && c.hold(batch, d, now) {
-		return nil
-	}
 	if d.changed() || c.unsaved {
 		err := c.save(d)
 		c.unsaved = err != nil
@@ -292,8 +317,13 @@ func (c *committer) commit(batch []*request) error {
 	}
 	c.publish(d)
 	c.forgetUnclaimed(gaveBack)
+	c.answered = 0
 	c.answer(d, batch, outcomes, now)
 	c.answerOver(over)
+	c.mu.Lock()
+	c.expect = c.answered
+	c.mu.Unlock()
+	c.gathering = time.Now().Add(time.Since(now))
 	c.logEvents(d.events)
 	return nil
 }
@@ -343,25 +373,6 @@ func (c *committer) forgetUnclaimed(n int) {
 	c.unclaimed = c.unclaimed[n:]
 }
 
-// hold puts a batch back in which claims were only queued. Nobody is answered
-// when that is committed, so it can wait a little for a commit that somebody
-// waits for: a release and the next asker's place ride in one.
-func (c *committer) hold(batch []*request, d *draft, now time.Time) bool {
-	onlyQueued := len(batch) > 0 && len(batch) == len(d.events)
-	for _, e := range d.events {
-		onlyQueued = onlyQueued && e.what == "queue"
-	}
-	if !onlyQueued || !c.heldUntil.IsZero() && !now.Before(c.heldUntil) {
-		c.heldUntil = time.Time{}
-		return false
-	}
-	if c.heldUntil.IsZero() {
-		c.heldUntil = now.Add(holdPause)
-	}
-	c.held = batch
-	return true
-}
-
 func (c *committer) save(d *draft) error {
 	d.tidy()
 	err := c.store.save(&d.state)
@@ -395,7 +406,7 @@ func (c *committer) answer(d *draft, batch []*request, outcomes []answer, now ti
 	for waiter, o := range d.moved {
 		if p := c.places[waiter]; p != nil {
 			for _, r := range p.requests {
-				r.done <- answer{outcome: o, lock: s.look(r.lock)}
+				c.tell(r, answer{outcome: o, lock: s.look(r.lock)})
 			}
 			delete(c.places, waiter)
 		}
@@ -409,7 +420,7 @@ func (c *committer) answer(d *draft, batch []*request, outcomes []answer, now ti
 			continue
 		}
 		a.lock = s.look(r.lock)
-		r.done <- a
+		c.tell(r, a)
 	}
 }
 
@@ -439,8 +450,13 @@ func (c *committer) answerOver(over map[*request]uint64) {
 		if l.position(waiter) > 0 {
 			o = outcome{verdict: queued, waiter: waiter}
 		}
-		r.done <- answer{outcome: o, lock: l}
+		c.tell(r, answer{outcome: o, lock: l})
 	}
+}
+
+func (c *committer) tell(r *request, a answer) {
+	c.answered++
+	r.done <- a
 }
 
 // fail answers the requests of a commit that failed. Those that wait go on

@@ -121,7 +121,6 @@ func (r *rig) takeClaim(ctx context.Context, c claim, wait time.Duration) chan a
 	got := make(chan answer, 1)
 	go func() { got <- r.ask(ctx, c, wait) }()
 	synctest.Wait()
-	time.Sleep(2 * holdPause) // what only queues is committed by then
 	return got
 }
 
@@ -347,6 +346,12 @@ func TestGroupCommit(t *testing.T) {
 func TestHandOffIsOneCommit(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		const clients, rounds = 8, 50
+		r.setFault(func(step string, do func() error) error {
+			if step == "fsync file" {
+				time.Sleep(time.Millisecond)
+			}
+			return do()
+		})
 		before := r.count("rename")
 		var wg sync.WaitGroup
 		for i := range clients {

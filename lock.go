@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -44,7 +45,14 @@ type lock struct {
 	Waiters  []waiter `json:"waiters,omitempty"` // first in line first
 	Left     []ended  `json:"left,omitempty"`    // oldest first
 
-	encoded []byte // its line in the state file, once written there
+	*encodings
+}
+
+// encodings of a lock that no longer changes.
+type encodings struct {
+	saved []byte // its line in the state file, once written there; the writer's alone
+	once  sync.Once
+	json  []byte // as the API shows it, once it was asked for; see shown
 }
 
 // identity is what makes two claims the same one. Without an ID a claim is
@@ -167,7 +175,11 @@ func (s *state) look(name string) *lock {
 	if l, _ := s.find(name); l != nil {
 		return l
 	}
-	return &lock{name: name}
+	return newLock(name)
+}
+
+func newLock(name string) *lock {
+	return &lock{name: name, encodings: &encodings{}}
 }
 
 // edit returns the lock of that name for changing.
@@ -179,15 +191,14 @@ func (d *draft) edit(name string) *lock {
 	if len(d.own) == 0 {
 		d.locks = append(make([]*lock, 0, len(d.locks)+1), d.locks...)
 	}
-	mine := &lock{name: name}
+	mine := newLock(name)
 	if l == nil {
 		d.locks = slices.Insert(d.locks, i, mine)
 	} else {
-		*mine = *l
+		mine.Key, mine.Revision = l.Key, l.Revision
 		mine.Holders = slices.Clone(l.Holders)
 		mine.Waiters = slices.Clone(l.Waiters)
 		mine.Left = slices.Clone(l.Left)
-		mine.encoded = nil
 		d.locks[i] = mine
 	}
 	d.own[mine] = true

@@ -3,6 +3,8 @@ package main
 import (
 	"log/slog"
 	"os"
+	"strconv"
+	"syscall"
 	"testing"
 )
 
@@ -10,6 +12,9 @@ import (
 // limit a process.
 func TestMain(m *testing.M) {
 	if os.Getenv("LOCKER_TEST_MAIN") != "" {
+		if limit, err := strconv.ParseUint(os.Getenv("LOCKER_TEST_FSIZE"), 10, 64); err == nil {
+			syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: limit, Max: limit})
+		}
 		main()
 		os.Exit(0)
 	}

@@ -240,25 +240,23 @@ func (s *state) appendTo(buf []byte) []byte {
 		if i > 0 {
 			buf = append(buf, ',')
 		}
-		if l.encoded == nil {
-			l.encoded = l.encode()
+		if l.saved == nil {
+			l.saved = slices.Concat(encode(l.name), []byte(": "), encode(l))
 		}
-		buf = append(append(buf, '\n'), l.encoded...)
+		buf = append(append(buf, '\n'), l.saved...)
 	}
 	return append(buf, "\n}}\n"...)
 }
 
-func (l *lock) encode() []byte {
+// encode returns v as JSON, with <, > and & as they are: they occur in links.
+func encode(v any) []byte {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	enc.Encode(l.name)
-	b.Truncate(b.Len() - 1) // the newline that Encode adds
-	b.WriteString(": ")
-	if err := enc.Encode(l); err != nil {
-		panic(err) // strings, numbers and times of this century always encode
+	if err := enc.Encode(v); err != nil {
+		panic(err) // strings, numbers and times of four-digit years always encode
 	}
-	return bytes.Clone(b.Bytes()[:b.Len()-1])
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }
 
 // decodeState reads a state file. The original locker's, which has no version,
@@ -266,14 +264,6 @@ func (l *lock) encode() []byte {
 func decodeState(data []byte, now time.Time) (s *state, original bool, err error) {
 	if len(bytes.TrimSpace(data)) == 0 {
 		return nil, false, errors.New("it is empty")
-	}
-	var whole json.RawMessage
-	if err := json.Unmarshal(data, &whole); err != nil {
-		syntax, ok := errors.AsType[*json.SyntaxError](err)
-		if ok {
-			return nil, false, fmt.Errorf("it does not parse at byte %d: %w", syntax.Offset, err)
-		}
-		return nil, false, err
 	}
 	members := map[string]member{}
 	err = resource.Object(data, func(name string, value json.RawMessage, offset int) error {
@@ -330,7 +320,7 @@ func decodeMembers(members map[string]member) (*state, error) {
 
 func (s *state) decodeLocks(m member) error {
 	return resource.Object(m.value, func(name string, value json.RawMessage, offset int) error {
-		l := &lock{name: name}
+		l := newLock(name)
 		dec := json.NewDecoder(bytes.NewReader(value))
 		dec.DisallowUnknownFields()
 		if err := dec.Decode(l); err != nil {
@@ -354,7 +344,8 @@ func decodeOriginal(members map[string]member, now time.Time) (*state, error) {
 		if err := json.Unmarshal(m.value, &saved); err != nil {
 			return nil, fmt.Errorf("it has no version, and %q at byte %d is no lock of the original locker: %w", name, m.offset, err)
 		}
-		l := &lock{name: name, Key: saved.Key}
+		l := newLock(name)
+		l.Key = saved.Key
 		for _, lockedBy := range slices.Sorted(maps.Keys(saved.LockedBy)) {
 			if saved.LockedBy[lockedBy] > 0 {
 				s.revision++

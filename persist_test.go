@@ -65,7 +65,7 @@ func sameState(a, b *state) bool {
 		c := &state{revision: s.revision, claims: s.claims}
 		for _, l := range s.locks {
 			l := *l
-			l.encoded = nil
+			l.encodings = nil
 			c.locks = append(c.locks, &l)
 		}
 		return c
@@ -78,12 +78,12 @@ func TestUnchangedLocksAreNotEncodedAgain(t *testing.T) {
 	b.take(of("k a"), false)
 	b.batch(func(d *draft) outcome { return d.take("other", of("k a"), false) })
 	b.s.appendTo(nil)
-	before := b.s.look("l").encoded
+	before := b.s.look("l").saved
 	b.batch(func(d *draft) outcome { return d.take("other", of("k b"), false) })
-	if after := b.s.look("l").encoded; &before[0] != &after[0] {
+	if after := b.s.look("l").saved; &before[0] != &after[0] {
 		t.Error("a lock that did not change was copied")
 	}
-	if b.s.look("other").encoded != nil {
+	if b.s.look("other").saved != nil {
 		t.Error("a lock that changed kept its old encoding")
 	}
 }

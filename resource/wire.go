@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -70,7 +69,7 @@ type Force struct {
 // Answer is the body of a PUT or DELETE that succeeded.
 type Answer struct {
 	Response string `json:"response"`
-	Lock     Lock   `json:"lock"`
+	Lock     Lock   `json:"lock,omitzero"`
 	Token    uint64 `json:"token,omitempty"`
 	Repeat   bool   `json:"repeat,omitempty"` // the claim held the lock before this request
 }
@@ -126,46 +125,81 @@ func Object(data []byte, each func(name string, value json.RawMessage, offset in
 	if !utf8.Valid(data) {
 		return errors.New("the JSON is not valid UTF-8")
 	}
-	dec := json.NewDecoder(bytes.NewReader(data))
-	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
-		return syntax(dec, err)
+	if !json.Valid(data) {
+		return malformed(data)
+	}
+	i := skipSpace(data, 0)
+	if data[i] != '{' {
+		return errors.New("this is no JSON object")
 	}
 	seen := map[string]bool{}
-	for dec.More() {
-		token, err := dec.Token()
-		if err != nil {
-			return syntax(dec, err)
+	for i = skipSpace(data, i+1); data[i] != '}'; i = skipSpace(data, i) {
+		if data[i] == ',' {
+			i = skipSpace(data, i+1)
 		}
-		var value json.RawMessage
-		if err := dec.Decode(&value); err != nil {
-			return syntax(dec, err)
-		}
-		name := token.(string) // encoding/json lets nothing else stand here
-		if seen[name] {
-			return fmt.Errorf("%q is given twice", name)
-		}
-		seen[name] = true
-		if loneSurrogate(value) {
-			return fmt.Errorf("%q has half of an escaped surrogate pair, which is no character", name)
-		}
-		if err := each(name, value, int(dec.InputOffset())-len(value)); err != nil {
+		var name string
+		nameEnd := valueEnd(data, i)
+		if err := json.Unmarshal(data[i:nameEnd], &name); err != nil {
 			return err
 		}
-	}
-	if _, err := dec.Token(); err != nil {
-		return syntax(dec, err)
-	}
-	if _, err := dec.Token(); err != io.EOF {
-		return errors.New("there is something after the JSON object")
+		i = skipSpace(data, skipSpace(data, nameEnd)+1) // behind the colon
+		value := data[i:valueEnd(data, i)]
+		switch {
+		case seen[name]:
+			return fmt.Errorf("%q is given twice", name)
+		case loneSurrogate(value):
+			return fmt.Errorf("%q has half of an escaped surrogate pair, which is no character", name)
+		}
+		seen[name] = true
+		if err := each(name, value, i); err != nil {
+			return err
+		}
+		i += len(value)
 	}
 	return nil
 }
 
-func syntax(dec *json.Decoder, err error) error {
-	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errors.New("a whole JSON object is expected")
+// malformed says where data stops being JSON.
+func malformed(data []byte) error {
+	err := json.Unmarshal(data, new(any))
+	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
+		return fmt.Errorf("malformed JSON at byte %d: %w", syntax.Offset, err)
 	}
-	return fmt.Errorf("malformed JSON near byte %d: %w", dec.InputOffset(), err)
+	return err
+}
+
+// skipSpace returns the offset of the first byte from i on that is not white
+// space.
+func skipSpace(data []byte, i int) int {
+	for i < len(data) && strings.IndexByte(" \t\r\n", data[i]) >= 0 {
+		i++
+	}
+	return i
+}
+
+// valueEnd returns the offset behind the value that begins at i. The JSON must
+// be valid.
+func valueEnd(data []byte, i int) int {
+	depth := 0
+	for ; i < len(data); i++ {
+		switch data[i] {
+		case '"':
+			for i++; data[i] != '"'; i++ {
+				if data[i] == '\\' {
+					i++
+				}
+			}
+		case '{', '[':
+			depth++
+			continue
+		case '}', ']':
+			depth--
+		}
+		if depth == 0 && (i+1 == len(data) || strings.IndexByte("\"}]", data[i]) >= 0 || strings.IndexByte(",}] \t\r\n:", data[i+1]) >= 0) {
+			return i + 1
+		}
+	}
+	return i
 }
 
 func store(value json.RawMessage, field any) error {

@@ -1,0 +1,317 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cloudfoundry-community/locker/resource"
+)
+
+// Each benchmark measures the locker beside its floor, the bare thing that it
+// cannot beat, in one run, and reports their ratio. A time of its own says
+// nothing.
+
+// served is a locker on a real port, with its state on a real disk.
+func served(b testing.TB) (url string, c *committer) {
+	b.Helper()
+	st, s, err := openStore(filepath.Join(b.TempDir(), "locker.json"), realSteps(), time.Now())
+	if err != nil {
+		b.Fatal(err)
+	}
+	c, err = newCommitter(st, s, quiet(), time.Now)
+	if err != nil {
+		b.Fatal(err)
+	}
+	listener, err := listen(b.Context(), "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- serve(ctx, listener, &config{}, c, quiet()) }()
+	b.Cleanup(func() {
+		stop()
+		<-done
+		st.close()
+	})
+	return "http://" + listener.Addr().String(), c
+}
+
+// bare is a handler that reads and answers the JSON that the locker does, and
+// does nothing else.
+func bare(b testing.TB) string {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var take resource.Take
+		if err := json.NewDecoder(r.Body).Decode(&take); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		now := time.Now().UTC().Truncate(time.Second)
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(resource.Answer{Response: "lock acquired by " + take.Key, Token: 1, Lock: resource.Lock{
+			Key: take.Key, LockedBy: map[string]int{take.Key: 1}, Revision: 1,
+			Holders: []resource.Holder{{LockedBy: take.Key, Since: now, Token: 1}}, Waiters: []resource.Waiter{},
+		}})
+	}))
+	b.Cleanup(srv.Close)
+	return srv.URL
+}
+
+// client keeps a connection for each of 64 users.
+func client() *http.Client {
+	return &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
+}
+
+func call(b testing.TB, c *http.Client, method, url, body string) {
+	req, err := http.NewRequest(method, url, strings.NewReader(body))
+	if err != nil {
+		b.Fatal(err)
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		b.Error(err)
+		return
+	}
+	io.Copy(io.Discard, resp.Body)
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		b.Errorf("%s %s %s: %s", method, url, body, resp.Status)
+	}
+}
+
+// perOp runs a sub-benchmark and returns what one of its operations took.
+func perOp(b *testing.B, name string, run func(b *testing.B)) (took time.Duration) {
+	b.Run(name, func(b *testing.B) {
+		b.ReportAllocs()
+		run(b)
+		took = b.Elapsed() / time.Duration(b.N)
+	})
+	return max(took, 1)
+}
+
+// bareCommits is the floor of a commit: the durable write alone, of that many bytes.
+func bareCommits(b *testing.B, size int) {
+	st, _ := openAt(b, filepath.Join(b.TempDir(), "floor"))
+	data := bytes.Repeat([]byte("x"), size)
+	for b.Loop() {
+		if err := st.replace(st.path, data); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func bareRoundTrips(b *testing.B) {
+	url, c := bare(b), client()
+	for b.Loop() {
+		call(b, c, "PUT", url, `{"key": "k"}`)
+	}
+}
+
+// BenchmarkOneClient: a request takes at most one commit and 1.5 round trips.
+// Ratio: what it takes over that; at most 1.
+func BenchmarkOneClient(b *testing.B) {
+	commit := perOp(b, "floor/commit", func(b *testing.B) { bareCommits(b, 160) })
+	roundTrip := perOp(b, "floor/http", bareRoundTrips)
+	perOp(b, "locker", func(b *testing.B) {
+		url, _ := served(b)
+		c := client()
+		for i := 0; b.Loop(); i++ {
+			call(b, c, []string{"PUT", "DELETE"}[i%2], url+"/lock/l", `{"key": "k"}`)
+		}
+		b.ReportMetric(float64(b.Elapsed())/float64(b.N)/float64(commit+roundTrip*3/2), "ratio")
+	})
+}
+
+// parallel runs a request of each of 64 clients at a time.
+func parallel(b *testing.B, request func(c *http.Client, client, n int)) {
+	c := client()
+	b.SetParallelism(32) // times two processors
+	var next sync.Mutex
+	clients := 0
+	b.RunParallel(func(pb *testing.PB) {
+		next.Lock()
+		clients++
+		me := clients
+		next.Unlock()
+		for n := 0; pb.Next(); n++ {
+			request(c, me, n)
+		}
+	})
+}
+
+// Benchmark64Clients, each on its own lock. Ratio: requests per second over the
+// lesser of the bare handler's and 64 times the bare commits'; at least 0.5.
+func Benchmark64Clients(b *testing.B) {
+	commit := perOp(b, "floor/commit", func(b *testing.B) { bareCommits(b, 64*140) })
+	answer := perOp(b, "floor/http", func(b *testing.B) {
+		url := bare(b)
+		parallel(b, func(c *http.Client, _, _ int) { call(b, c, "PUT", url, `{"key": "k"}`) })
+	})
+	perOp(b, "locker", func(b *testing.B) {
+		url, _ := served(b)
+		parallel(b, func(c *http.Client, client, n int) {
+			call(b, c, []string{"PUT", "DELETE"}[n%2], fmt.Sprintf("%s/lock/l%d", url, client), `{"key": "k"}`)
+		})
+		b.ReportMetric(float64(max(answer, commit/64))/(float64(b.Elapsed())/float64(b.N)), "ratio")
+	})
+}
+
+// BenchmarkContended: 64 clients take one lock, release it and queue again.
+// Ratio: hand-offs per second over bare commits per second; at least 0.7.
+func BenchmarkContended(b *testing.B) {
+	commit := perOp(b, "floor/commit", func(b *testing.B) { bareCommits(b, 64*140) })
+	perOp(b, "locker", func(b *testing.B) {
+		url, _ := served(b)
+		url += "/lock/l"
+		parallel(b, func(c *http.Client, client, _ int) {
+			call(b, c, "PUT", url, fmt.Sprintf(`{"key": "k%d", "wait": "60s"}`, client))
+			call(b, c, "DELETE", url, fmt.Sprintf(`{"key": "k%d"}`, client))
+		})
+		b.ReportMetric(float64(commit)/(float64(b.Elapsed())/float64(b.N)), "ratio")
+	})
+}
+
+// manyHeld returns a state with 10,000 locks held, of about 2 MB.
+func manyHeld() *state {
+	d := newDraft(&state{}, time.Now().UTC().Truncate(time.Millisecond), nil)
+	for i := range 10_000 {
+		c := of(fmt.Sprintf("deploy-%05d job-%05d https://ci.example#%05d", i, i, i))
+		c.Link = fmt.Sprintf("https://ci.example/builds/%d", i)
+		d.take(fmt.Sprintf("environment-%05d", i), c, false)
+	}
+	return &d.state
+}
+
+// Benchmark10000Held changes one lock while 10,000 are held. Ratio: commits per
+// second over bare ones of that size; at least 0.5.
+func Benchmark10000Held(b *testing.B) {
+	s := manyHeld()
+	size := len(s.appendTo(nil))
+	commit := perOp(b, "floor/commit", func(b *testing.B) { bareCommits(b, size) })
+	perOp(b, "locker", func(b *testing.B) {
+		st, _ := openAt(b, filepath.Join(b.TempDir(), "locker.json"))
+		c, err := newCommitter(st, s, quiet(), time.Now)
+		if err != nil {
+			b.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- c.run() }()
+		for i := 0; b.Loop(); i++ {
+			apply := func(d *draft) outcome { return d.take("one", of("k a"), false) }
+			if i%2 == 1 {
+				apply = func(d *draft) outcome { return d.release("one", of("k a").identity, false) }
+			}
+			if a := c.do(&request{lock: "one", ctx: b.Context(), apply: apply}); a.err != nil {
+				b.Fatal(a.err)
+			}
+		}
+		b.ReportMetric(float64(commit)/(float64(b.Elapsed())/float64(b.N)), "ratio")
+		b.ReportMetric(float64(size), "file-bytes")
+		c.close()
+		<-ended
+	})
+}
+
+// BenchmarkStart reads a file with 10,000 locks held. It should take less than
+// 100 ms; the floor reads the file and checks that it is JSON.
+func BenchmarkStart(b *testing.B) {
+	path := filepath.Join(b.TempDir(), "locker.json")
+	st, _ := openAt(b, path)
+	if err := st.save(manyHeld()); err != nil {
+		b.Fatal(err)
+	}
+	st.close()
+	perOp(b, "floor/valid", func(b *testing.B) {
+		for b.Loop() {
+			data, err := os.ReadFile(path)
+			if err != nil || !json.Valid(data) {
+				b.Fatal("not valid", err)
+			}
+		}
+	})
+	perOp(b, "locker", func(b *testing.B) {
+		for b.Loop() {
+			st, s, err := openStore(path, realSteps(), time.Now())
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := newCommitter(st, s, quiet(), time.Now); err != nil {
+				b.Fatal(err)
+			}
+			st.close()
+		}
+	})
+}
+
+// BenchmarkMemory reports the resident memory of a process of its own, in MiB:
+// idle (at most 12), and with 5,000 requests waiting after each was renewed
+// three times (at most 224).
+func BenchmarkMemory(b *testing.B) {
+	p := startProcess(b, filepath.Join(b.TempDir(), "locker.json"))
+	p.want("PUT", "/lock/l", `{"key": "k", "id": "1"}`, http.StatusOK)
+	b.ReportMetric(residentMiB(b, p), "idle-MiB")
+	for b.Loop() {
+		p.want("GET", "/lock/l", "", http.StatusOK)
+	}
+	const waiters, renewals = 5_000, 3
+	var queuedUp sync.WaitGroup
+	for i := range waiters {
+		queuedUp.Add(1)
+		conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer conn.Close()
+		go func() {
+			defer queuedUp.Done()
+			answers := bufio.NewReader(conn)
+			for n := range renewals + 1 {
+				wait := "5s"
+				if n == renewals {
+					wait = "60s"
+				}
+				body := fmt.Sprintf(`{"key": "other", "id": "%d", "wait": "%s"}`, i, wait)
+				fmt.Fprintf(conn, "PUT /lock/l HTTP/1.1\r\nHost: l\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+				if n == renewals {
+					return
+				}
+				if resp, err := http.ReadResponse(answers, nil); err != nil {
+					b.Error(err)
+				} else if io.Copy(io.Discard, resp.Body); resp.StatusCode != http.StatusLocked {
+					b.Error(resp.Status)
+				}
+			}
+		}()
+	}
+	queuedUp.Wait()
+	time.Sleep(time.Second)
+	b.ReportMetric(residentMiB(b, p), "waiting-MiB")
+}
+
+func residentMiB(b testing.TB, p *process) float64 {
+	for line := range strings.Lines(read(b, fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))) {
+		if f := strings.Fields(line); f[0] == "VmRSS:" {
+			kib, err := strconv.Atoi(f[1])
+			if err != nil {
+				b.Fatal(err)
+			}
+			return float64(kib) / 1024
+		}
+	}
+	b.Skip("no VmRSS in /proc")
+	return 0
+}
