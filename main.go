@@ -35,6 +35,9 @@ func main() {
 	// A log nobody reads any more (SIGPIPE) and a file size limit (SIGXFSZ)
 	// would otherwise end the process; as write errors they are handled.
 	signal.Ignore(syscall.SIGPIPE, syscall.SIGXFSZ)
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // thousands of waiting connections cost more memory than collecting it costs time
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
