@@ -207,8 +207,8 @@ func (cfg *config) secure(user, pass, certFile, keyFile string, log *slog.Logger
 			problems = append(problems, fmt.Errorf("%s is set but %s is not: set both, or neither", pair[2], pair[0]))
 		}
 	}
-	if strings.Contains(user, ":") {
-		problems = append(problems, fmt.Errorf("AUTH_USER is %q: basic authentication cannot carry a colon in a user's name, choose one without", user))
+	if name, _, colon := strings.Cut(user, ":"); colon { // what follows may be the password
+		problems = append(problems, fmt.Errorf("AUTH_USER is \"%s:…\": basic authentication cannot carry a colon in a user's name, choose one without", name))
 	}
 	if user != "" && pass != "" {
 		cfg.credentials = newCredentials(user, pass)
@@ -246,6 +246,9 @@ func (cfg *config) choose(address, port string) error {
 func checkStateFile(path string) error {
 	folder := filepath.Dir(path)
 	const mend = "name a file in a folder that the locker can write"
+	if path == "" {
+		return fmt.Errorf("LOCKER_CONFIG is %q: %s", path, mend)
+	}
 	if info, err := os.Stat(folder); err != nil {
 		return fmt.Errorf("LOCKER_CONFIG is %q: %w: %s", path, err, mend)
 	} else if !info.IsDir() {
