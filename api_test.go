@@ -253,13 +253,10 @@ func TestListIfNoneMatch(t *testing.T) {
 // A list that waits is answered when something changes.
 func TestListWaits(t *testing.T) {
 	s := startServer(t, nil)
-	answered := make(chan exchange, 1)
 	conn := s.dial(t)
-	go func() {
-		answered <- send(t, conn, "GET /locks?wait=60s HTTP/1.1\r\nHost: locker\r\nIf-None-Match: \"0\"\r\n\r\n")
-	}()
+	io.WriteString(conn, "GET /locks?wait=60s HTTP/1.1\r\nHost: locker\r\nIf-None-Match: \"0\"\r\n\r\n")
 	s.do(t, put, "/lock/a", jane)
-	if got := <-answered; got.status != "200 OK" || got.header.Get("ETag") != `"1"` || !strings.Contains(got.body, `"a":{"key":"k"`) {
+	if got := nextAnswer(t, bufio.NewReader(conn)); got.status != "200 OK" || got.header.Get("ETag") != `"1"` || !strings.Contains(got.body, `"a":{"key":"k"`) {
 		t.Errorf("got %s %v %s", got.status, got.header, got.body)
 	}
 }
