@@ -68,6 +68,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return err
 	}
 	listener, err := listen(ctx, cfg.listen)
+	if ctx.Err() != nil && err != nil {
+		return nil // stopped before it was started
+	}
 	if err != nil {
 		return err
 	}
@@ -104,6 +107,7 @@ func serve(ctx context.Context, listener net.Listener, cfg *config, c *committer
 	case err = <-written:
 		written <- nil
 	}
+	listener.Close() // before anyone is told to try again
 	c.drain()
 	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 	defer cancel()
