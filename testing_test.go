@@ -172,6 +172,12 @@ func (m *memory) dial(t testing.TB) net.Conn {
 // returned. In a synctest bubble its time is the bubble's.
 func serveMemory(t testing.TB, cfg *config) (m *memory, stop func() error) {
 	t.Helper()
+	m = newMemory()
+	return m, serveOn(t, m, cfg)
+}
+
+func serveOn(t testing.TB, l net.Listener, cfg *config) (stop func() error) {
+	t.Helper()
 	quick := realSteps()
 	quick.sync = func(*os.File) error { return nil }
 	quick.syncDir = quick.sync
@@ -179,20 +185,20 @@ func serveMemory(t testing.TB, cfg *config) (m *memory, stop func() error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := newCommitter(st, s, slog.New(slog.DiscardHandler), time.Now)
+	log := slog.New(slog.DiscardHandler)
+	c, err := newCommitter(st, s, log, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	m = newMemory()
 	ended := make(chan error, 1)
 	go func() {
-		ended <- serve(ctx, m, cfg, c, slog.New(slog.DiscardHandler))
+		ended <- serve(ctx, l, cfg, c, log)
 		st.close()
 	}()
 	stop = sync.OnceValue(func() error { cancel(); return <-ended })
 	t.Cleanup(func() { stop() })
-	return m, stop
+	return stop
 }
 
 // newCertificate writes a new self-signed certificate for 127.0.0.1 and its
