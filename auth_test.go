@@ -123,7 +123,7 @@ func TestCredentialsAreCheckedFirst(t *testing.T) {
 		"OPTIONS *", "OPTIONS /locks", "GET /nowhere", "GET /", "GET //health", "GET /health/", "GET /%68ealth", "GET /lock/%ff",
 		"POST /locks", "TRACE /locks", "GET /locks?wait=x", "GET /health/../locks", "GET http://locker/locks", "CONNECT locker:80",
 	} {
-		got := send(t, s.dial(t), target+" HTTP/1.1\r\nHost: locker\r\nConnection: close\r\n\r\n")
+		got := talk(t, s.dial(t), target+" HTTP/1.1\r\nHost: locker\r\nConnection: close\r\n\r\n")
 		t.Run(target, func(t *testing.T) { wantUnauthorized(t, got) })
 	}
 	t.Run("cross-origin", func(t *testing.T) {

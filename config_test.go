@@ -105,8 +105,8 @@ func TestConfigRefused(t *testing.T) {
 	other := filepath.Join(dir, "other")
 	folder(t, other, 0o700)
 	_, otherKey := newCertificate(t, other, "other")
-	writeFile(t, "empty", nil)
-	writeFile(t, "garbage", []byte("no PEM at all"))
+	overwrite(t, "empty", nil)
+	overwrite(t, "garbage", []byte("no PEM at all"))
 	const bothOrNeither, number, hostPort = "set both, or neither", "it must be a number from 1 to 65535", "it must be host:port"
 	const readable, pair, writable = "that the locker can read", "name a certificate and its own key", "name a file in a folder that the locker can write"
 	for _, test := range []struct {

@@ -30,7 +30,7 @@ func TestHalfSentRequests(t *testing.T) {
 		}
 	}
 	start := time.Now()
-	for _, c := range []call{{get, "/health", "", nil}, {put, "/lock/b", jane, nil}, {get, "/locks", "", nil}, {del, "/lock/b", `{"key": "k", "locked_by": "jane"}`, nil}} {
+	for _, c := range []apiCall{{get, "/health", "", nil}, {put, "/lock/b", jane, nil}, {get, "/locks", "", nil}, {del, "/lock/b", `{"key": "k", "locked_by": "jane"}`, nil}} {
 		if got := s.do(t, c.method, c.path, c.body, "Authorization", right); got.status != "200 OK" {
 			t.Errorf("%s %s: got %s", c.method, c.path, got.status)
 		}
@@ -49,13 +49,13 @@ func TestHeaderTooLarge(t *testing.T) {
 		"endless": "GET /locks HTTP/1.1\r\nHost: locker\r\nCookie: " + large,
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := send(t, s.dial(t), text); !strings.HasPrefix(got.status, "431 ") {
+			if got := talk(t, s.dial(t), text); !strings.HasPrefix(got.status, "431 ") {
 				t.Errorf("got %s", got.status)
 			}
 		})
 	}
 	cookies := "GET /health HTTP/1.1\r\nHost: locker\r\nCookie: " + large[:maxHeader/2] + "\r\n\r\n"
-	if got := send(t, s.dial(t), cookies); got.status != "200 OK" {
+	if got := talk(t, s.dial(t), cookies); got.status != "200 OK" {
 		t.Errorf("a browser's cookies: got %s", got.status)
 	}
 }
@@ -69,7 +69,7 @@ func TestEndlessBody(t *testing.T) {
 		"chunked": "Transfer-Encoding: chunked\r\n\r\n10001\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := send(t, s.dial(t), "PUT /lock/a HTTP/1.1\r\nHost: locker\r\n"+header+strings.Repeat(" ", maxBody+1))
+			got := talk(t, s.dial(t), "PUT /lock/a HTTP/1.1\r\nHost: locker\r\n"+header+strings.Repeat(" ", maxBody+1))
 			if got.status != "413 Request Entity Too Large" {
 				t.Errorf("got %s %s", got.status, got.body)
 			}
@@ -195,11 +195,11 @@ func TestGrantNotTaken(t *testing.T) {
 		m, _ := serveMemory(t, &config{})
 		io.WriteString(m.dial(t), "PUT /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: 12\r\n\r\n{\"key\": \"k\"}")
 		time.Sleep(sendTime - time.Second)
-		if got := send(t, m.dial(t), "GET /lock/a HTTP/1.1\r\nHost: locker\r\n\r\n"); !strings.Contains(got.body, `"locked_by":{"k":1}`) {
+		if got := talk(t, m.dial(t), "GET /lock/a HTTP/1.1\r\nHost: locker\r\n\r\n"); !strings.Contains(got.body, `"locked_by":{"k":1}`) {
 			t.Errorf("got %s", got.body)
 		}
 		time.Sleep(2 * time.Second)
-		if got := send(t, m.dial(t), "GET /lock/a HTTP/1.1\r\nHost: locker\r\n\r\n"); !strings.Contains(got.body, `"locked_by":{}`) {
+		if got := talk(t, m.dial(t), "GET /lock/a HTTP/1.1\r\nHost: locker\r\n\r\n"); !strings.Contains(got.body, `"locked_by":{}`) {
 			t.Errorf("got %s", got.body)
 		}
 	})
@@ -242,11 +242,11 @@ func TestLongWaits(t *testing.T) {
 func TestGrantAtTheEndOfAWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, _ := serveMemory(t, &config{})
-		send(t, m.dial(t), fmt.Sprintf("PUT /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: %d\r\n\r\n%s", len(jane), jane))
+		talk(t, m.dial(t), fmt.Sprintf("PUT /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: %d\r\n\r\n%s", len(jane), jane))
 		conn := m.dial(t)
 		io.WriteString(conn, "PUT /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: 31\r\n\r\n"+`{"key": "other", "wait": "60s"}`)
 		time.Sleep(59 * time.Second)
-		send(t, m.dial(t), "DELETE /lock/a?force=true HTTP/1.1\r\nHost: locker\r\n\r\n")
+		talk(t, m.dial(t), "DELETE /lock/a?force=true HTTP/1.1\r\nHost: locker\r\n\r\n")
 		got := nextAnswer(t, bufio.NewReader(conn))
 		if got.status != "200 OK" || !strings.Contains(got.body, "lock a acquired by other") {
 			t.Errorf("got %s %s", got.status, got.body)
@@ -266,9 +266,9 @@ func TestConnectionLostWhileWaiting(t *testing.T) {
 				m, _ := serveMemory(t, &config{})
 				queue := func() string {
 					time.Sleep(100 * time.Millisecond)
-					return send(t, m.dial(t), "GET /lock/a HTTP/1.1\r\nHost: locker\r\n\r\n").body
+					return talk(t, m.dial(t), "GET /lock/a HTTP/1.1\r\nHost: locker\r\n\r\n").body
 				}
-				send(t, m.dial(t), fmt.Sprintf("PUT /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: %d\r\n\r\n%s", len(jane), jane))
+				talk(t, m.dial(t), fmt.Sprintf("PUT /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: %d\r\n\r\n%s", len(jane), jane))
 				conn := m.dial(t)
 				io.WriteString(conn, "PUT /lock/a HTTP/1.1\r\nHost: locker\r\n"+header)
 				if got := queue(); !strings.Contains(got, `"waiters":[{"key":"other"`) {

@@ -29,7 +29,7 @@ var waiting = map[string]string{
 
 func takeA(t testing.TB, m *memory) {
 	t.Helper()
-	got := send(t, m.dial(t), fmt.Sprintf("PUT /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: %d\r\n\r\n%s", len(jane), jane))
+	got := talk(t, m.dial(t), fmt.Sprintf("PUT /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: %d\r\n\r\n%s", len(jane), jane))
 	if got.status != "200 OK" {
 		t.Fatalf("got %s %s", got.status, got.body)
 	}
@@ -75,7 +75,7 @@ func TestStopClosesTheListenerFirst(t *testing.T) {
 	takeA(t, m)
 	conn := m.dial(t)
 	io.WriteString(conn, waiting["take"])
-	send(t, m.dial(t), "GET /locks?wait=20s HTTP/1.1\r\nHost: locker\r\nIf-None-Match: \"1\"\r\n\r\n") // until it is queued
+	talk(t, m.dial(t), "GET /locks?wait=20s HTTP/1.1\r\nHost: locker\r\nIf-None-Match: \"1\"\r\n\r\n") // until it is queued
 	start := time.Now()
 	go stop()
 	wantStopping(t, "take", bufio.NewReader(conn))
@@ -241,7 +241,7 @@ func TestUnknownCommitEndsRun(t *testing.T) {
 func TestEventsAreLogged(t *testing.T) {
 	s := startServer(t, withAuth())
 	right := basic(user, password)
-	for _, c := range []call{
+	for _, c := range []apiCall{
 		{put, "/lock/a", strings.Replace(jane, `"7"`, `"secret-id"`, 1), nil},
 		{put, "/lock/a", georgeWaits, nil},
 		{del, "/lock/a", `{"key": "other", "locked_by": "george", "id": "8"}`, nil},
@@ -302,7 +302,7 @@ func TestKeepAliveProbes(t *testing.T) {
 }
 
 // program returns the locker as a process of its own, which is this test binary.
-func program(t testing.TB, args ...string) (*exec.Cmd, *logBuffer) {
+func program(t testing.TB, args ...string) (*exec.Cmd, *logs) {
 	t.Helper()
 	name, err := os.Executable()
 	if err != nil {
@@ -311,7 +311,7 @@ func program(t testing.TB, args ...string) (*exec.Cmd, *logBuffer) {
 	cmd := exec.CommandContext(t.Context(), name, "-test.run=^TestExitStatus$")
 	cmd.Env = []string{"LOCKER_TEST_ARGS=" + strings.Join(args, " "), "GORACE=atexit_sleep_ms=0"}
 	cmd.Dir = t.TempDir()
-	stderr := newLogBuffer()
+	stderr := newLogs()
 	cmd.Stderr = stderr
 	return cmd, stderr
 }

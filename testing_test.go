@@ -33,7 +33,7 @@ const patience = 20 * time.Second
 // server is a locker that runs in this process.
 type server struct {
 	address string
-	log     *logBuffer
+	log     *logs
 	stop    func() error // does what TERM does and returns what run returned
 }
 
@@ -44,7 +44,7 @@ func startServer(t testing.TB, env map[string]string) *server {
 	settings := map[string]string{"LISTEN": "127.0.0.1:0", "LOCKER_CONFIG": filepath.Join(t.TempDir(), "locker.json")}
 	maps.Copy(settings, env)
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &server{log: newLogBuffer()}
+	s := &server{log: newLogs()}
 	ended := make(chan error, 1)
 	go func() {
 		ended <- run(ctx, nil, func(name string) string { return settings[name] }, io.Discard, s.log)
@@ -115,8 +115,8 @@ func (s *server) dial(t testing.TB) net.Conn {
 	return conn
 }
 
-// send writes bytes on a connection, while the answer to them is read.
-func send(t testing.TB, conn net.Conn, text string) exchange {
+// talk writes bytes on a connection, while the answer to them is read.
+func talk(t testing.TB, conn net.Conn, text string) exchange {
 	t.Helper()
 	go io.WriteString(conn, text)
 	return nextAnswer(t, bufio.NewReader(conn))
@@ -224,28 +224,28 @@ func newCertificate(t testing.TB, dir, name string) (certFile, keyFile string) {
 		t.Fatal(err)
 	}
 	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	writeFile(t, certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}))
-	writeFile(t, keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))
+	overwrite(t, certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}))
+	overwrite(t, keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))
 	return certFile, keyFile
 }
 
-func writeFile(t testing.TB, name string, data []byte) {
+func overwrite(t testing.TB, name string, data []byte) {
 	t.Helper()
 	if err := os.WriteFile(name, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// logBuffer keeps a log. It is safe for concurrent use.
-type logBuffer struct {
+// logs keeps what is logged. It is safe for concurrent use.
+type logs struct {
 	mu      sync.Mutex
 	text    bytes.Buffer
 	written chan struct{} // closed at the next write
 }
 
-func newLogBuffer() *logBuffer { return &logBuffer{written: make(chan struct{})} }
+func newLogs() *logs { return &logs{written: make(chan struct{})} }
 
-func (b *logBuffer) Write(p []byte) (int, error) {
+func (b *logs) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	close(b.written)
@@ -253,7 +253,7 @@ func (b *logBuffer) Write(p []byte) (int, error) {
 	return b.text.Write(p)
 }
 
-func (b *logBuffer) String() string {
+func (b *logs) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.text.String()
@@ -261,7 +261,7 @@ func (b *logBuffer) String() string {
 
 // await waits until the log has what the pattern matches and returns its
 // submatches.
-func (b *logBuffer) await(t testing.TB, pattern string) []string {
+func (b *logs) await(t testing.TB, pattern string) []string {
 	t.Helper()
 	late := time.After(patience)
 	for {

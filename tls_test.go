@@ -90,12 +90,12 @@ func TestTLSRefusesPlainHTTP(t *testing.T) {
 type watched struct {
 	*certificate
 	dir string
-	log *logBuffer
+	log *logs
 }
 
 func watchCertificate(t *testing.T) *watched {
 	t.Helper()
-	w := &watched{dir: t.TempDir(), log: newLogBuffer()}
+	w := &watched{dir: t.TempDir(), log: newLogs()}
 	certFile, keyFile := newCertificate(t, w.dir, "first")
 	var err error
 	w.certificate, err = loadCertificate(certFile, keyFile, slog.New(slog.NewTextHandler(w.log, nil)))
@@ -149,8 +149,8 @@ func TestBadPairKeepsTheOldOne(t *testing.T) {
 		name  string
 		spoil func(t *testing.T, w *watched)
 	}{
-		{"garbage", func(t *testing.T, w *watched) { writeFile(t, w.certFile, []byte("garbage")) }},
-		{"empty", func(t *testing.T, w *watched) { writeFile(t, w.keyFile, nil) }},
+		{"garbage", func(t *testing.T, w *watched) { overwrite(t, w.certFile, []byte("garbage")) }},
+		{"empty", func(t *testing.T, w *watched) { overwrite(t, w.keyFile, nil) }},
 		{"another's key", func(t *testing.T, w *watched) {
 			other := t.TempDir()
 			_, keyFile := newCertificate(t, other, "other")
