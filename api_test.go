@@ -49,21 +49,21 @@ func TestAPI(t *testing.T) {
 		{"lock", nil, apiCall{get, "/lock/listed", "", nil}, "200 OK", `ETag "1"`,
 			[]string{`{"key":"k","locked_by":{"jane":1},"holders":[{"locked_by":"jane",`, `"token":1,"link":"https://ci.example/builds/12"}]`, `"revision":1}`}},
 		{"take", nil, apiCall{put, "/lock/taken", jane, nil}, "200 OK", "Content-Type application/json",
-			[]string{`{"response":"lock taken acquired by jane with the key k","lock":{"key":"k"`, `"revision":2},"token":2}`}},
+			[]string{`"response":"lock taken acquired by jane with the key k"`, `"lock":{"key":"k"`, `"token":2`}},
 		{"take by key alone", nil, apiCall{put, "/lock/by-key", `{"key": "k"}`, nil}, "200 OK", "", []string{`"locked_by":{"k":1}`}},
 		{"take twice", []apiCall{{put, "/lock/twice", jane, nil}}, apiCall{put, "/lock/twice", jane, nil}, "200 OK", "", []string{`"repeat":true`, `"token":4`}},
 		{"take with the ttl", nil, apiCall{put, "/lock/ttl", `{"key": "k", "ttl": "1h"}`, nil}, "200 OK", "", []string{`"expires":"20`}},
 		{"take what is held", []apiCall{{put, "/lock/held", jane, nil}}, apiCall{put, "/lock/held", `{"key": "other"}`, nil}, "423 Locked", "Retry-After 1",
-			[]string{`{"error":"lock held is held with the key k by jane since 20`, `Z (https://ci.example/builds/12)","lock":{"key":"k"`}},
+			[]string{`"error":"lock held is held with the key k by jane since 20`, `Z (https://ci.example/builds/12)"`, `"lock":{"key":"k"`}},
 		{"take after a wait", []apiCall{{put, "/lock/queue", jane, nil}}, apiCall{put, "/lock/queue", georgeWaits, nil}, "423 Locked", "Retry-After 1",
-			[]string{`"error":"lock queue is held with the key k by jane since 20`, `"waiters":[{"key":"other","locked_by":"george","since":"20`, `"position":1}`}},
+			[]string{`"error":"lock queue is held with the key k by jane since 20`, `"waiters":[{"key":"other","locked_by":"george","since":"20`, `"position":1`}},
 		{"take as the second in line", []apiCall{{put, "/lock/line", jane, nil}, {put, "/lock/line", georgeWaits, nil}},
-			apiCall{put, "/lock/line", `{"key": "third", "id": "9", "wait": "1ms"}`, nil}, "423 Locked", "Retry-After 1", []string{`"position":2}`}},
+			apiCall{put, "/lock/line", `{"key": "third", "id": "9", "wait": "1ms"}`, nil}, "423 Locked", "Retry-After 1", []string{`"position":2`}},
 		{"release", []apiCall{{put, "/lock/released", jane, nil}}, apiCall{del, "/lock/released", `{"key": "k", "locked_by": "jane"}`, nil},
-			"200 OK", "Content-Type application/json", []string{`{"response":"lock released released by jane","lock":{"key":"","locked_by":{},"holders":[],"waiters":[],`}},
-		{"release what is free", nil, apiCall{del, "/lock/unused", `{"key": "k"}`, nil}, "200 OK", "", []string{`{"response":"nothing to do: lock unused is free"`}},
+			"200 OK", "Content-Type application/json", []string{`"response":"lock released released by jane"`, `"lock":{"key":"","locked_by":{},"holders":[],"waiters":[],`}},
+		{"release what is free", nil, apiCall{del, "/lock/unused", `{"key": "k"}`, nil}, "200 OK", "", []string{`"response":"nothing to do: lock unused is free"`}},
 		{"release by another key", []apiCall{{put, "/lock/theirs", jane, nil}}, apiCall{del, "/lock/theirs", `{"key": "other"}`, nil}, "423 Locked", "Retry-After 1",
-			[]string{`{"error":"the key other does not fit; lock theirs is held with the key k by jane since 20`, `"lock":{"key":"k"`}},
+			[]string{`"error":"the key other does not fit; lock theirs is held with the key k by jane since 20`, `"lock":{"key":"k"`}},
 		{"release of another name", nil, apiCall{del, "/lock/theirs", `{"key": "k", "locked_by": "george"}`, nil}, "200 OK", "", []string{`nothing to do: george is not among the holders`}},
 		{"release of its own", nil, apiCall{del, "/lock/theirs", `{"key": "k", "id": "9", "own": true}`, nil}, "200 OK", "", []string{`this claim never got lock theirs`}},
 		{"release twice", []apiCall{{put, "/lock/gone", jane, nil}, {del, "/lock/gone", `{"key": "k", "locked_by": "jane", "id": "7"}`, nil}},
@@ -71,45 +71,45 @@ func TestAPI(t *testing.T) {
 		{"withdraw", []apiCall{{put, "/lock/withdrawn", jane, nil}, {put, "/lock/withdrawn", georgeWaits, nil}},
 			apiCall{del, "/lock/withdrawn", `{"key": "other", "locked_by": "george", "id": "8"}`, nil}, "200 OK", "", []string{`the claim of george is withdrawn`, `"waiters":[]`}},
 		{"force=false is a release", []apiCall{{put, "/lock/mild", jane, nil}}, apiCall{del, "/lock/mild?force=false", `{"key": "k", "locked_by": "jane"}`, nil}, "200 OK", "", []string{"released by jane"}},
-		{"force", []apiCall{{put, "/lock/forced", jane, nil}}, apiCall{del, "/lock/forced?force=true", "", nil}, "200 OK", "", []string{`{"response":"lock forced: the hold of everyone is ended by force"`}},
+		{"force", []apiCall{{put, "/lock/forced", jane, nil}}, apiCall{del, "/lock/forced?force=true", "", nil}, "200 OK", "", []string{`"response":"lock forced: the hold of everyone is ended by force"`}},
 		{"force of one", []apiCall{{put, "/lock/one", jane, nil}, {put, "/lock/one", `{"key": "k"}`, nil}},
 			apiCall{del, "/lock/one?force=true", `{"locked_by": "jane", "reason": "her build hangs"}`, nil}, "200 OK", "", []string{`the hold of jane is ended`, `"locked_by":{"k":1}`}},
 		{"force with a body of white space", nil, apiCall{del, "/lock/unused?force=true", " \n", nil}, "200 OK", "", []string{"nothing to do: lock unused is free"}},
 		{"force of nobody there", []apiCall{{put, "/lock/else", jane, nil}}, apiCall{del, "/lock/else?force=true", `{"lock_by": "george"}`, nil}, "200 OK", "", []string{"george is not among the holders"}},
 		{"force of another revision", []apiCall{{put, "/lock/moved", jane, nil}}, apiCall{del, "/lock/moved?force=true", "", []string{"If-Match", `"1"`}},
-			"412 Precondition Failed", "", []string{`{"error":"it changed hands meanwhile, nothing was freed; lock moved is held`, `"lock":{"key":"k"`}},
+			"412 Precondition Failed", "", []string{`"error":"it changed hands meanwhile, nothing was freed; lock moved is held`, `"lock":{"key":"k"`}},
 		{"force of the revision seen", nil, apiCall{del, "/lock/unused?force=true", "", []string{"If-Match", `"0"`}}, "200 OK", "", []string{"lock unused is free"}},
 		{"force of any revision", []apiCall{{put, "/lock/any", jane, nil}}, apiCall{del, "/lock/any?force=true", "", []string{"If-Match", "*"}}, "200 OK", "", []string{"ended by force"}},
 		{"health", nil, apiCall{get, "/health", "", nil}, "200 OK", "Content-Type application/json", []string{`"status":"ok"`}},
 		{"HEAD", nil, apiCall{"HEAD", "/lock/unused", "", nil}, "200 OK", `ETag "0"`, nil},
-		{"unknown path", nil, apiCall{get, "/nowhere", "", nil}, "404 Not Found", "", []string{`{"error":"there is nothing at this path: locks are at /locks and /lock/NAME`}},
-		{"two slashes", nil, apiCall{get, "//x", "", nil}, "404 Not Found", "", []string{`{"error":`}},
-		{"two slashes before a path", nil, apiCall{get, "//locks", "", nil}, "404 Not Found", "", []string{`{"error":`}},
-		{"no name and no slash", nil, apiCall{get, "/lock", "", nil}, "404 Not Found", "", []string{`{"error":`}},
+		{"unknown path", nil, apiCall{get, "/nowhere", "", nil}, "404 Not Found", "", []string{`"error":"there is nothing at this path: locks are at /locks and /lock/NAME`}},
+		{"two slashes", nil, apiCall{get, "//x", "", nil}, "404 Not Found", "", []string{`"error":`}},
+		{"two slashes before a path", nil, apiCall{get, "//locks", "", nil}, "404 Not Found", "", []string{`"error":`}},
+		{"no name and no slash", nil, apiCall{get, "/lock", "", nil}, "404 Not Found", "", []string{`"error":`}},
 		{"slash in a name", nil, apiCall{get, "/lock/a/b", "", nil}, "404 Not Found", "", []string{`a slash in a name is %2F`}},
-		{"dots in a path", nil, apiCall{get, "/lock/../locks", "", nil}, "404 Not Found", "", []string{`{"error":`}},
-		{"slash after the list", nil, apiCall{get, "/locks/", "", nil}, "404 Not Found", "", []string{`{"error":`}},
-		{"no name", nil, apiCall{get, "/lock/", "", nil}, "400 Bad Request", "", []string{`{"error":"the lock's name is missing"`}},
-		{"method for a lock", nil, apiCall{"POST", "/lock/a", "{}", nil}, "405 Method Not Allowed", "Allow DELETE, GET, PUT, HEAD", []string{`{"error":"this path takes DELETE, GET, PUT"`}},
-		{"method for the list", nil, apiCall{put, "/locks", "{}", nil}, "405 Method Not Allowed", "Allow GET, HEAD", []string{`{"error":"this path takes GET"`}},
+		{"dots in a path", nil, apiCall{get, "/lock/../locks", "", nil}, "404 Not Found", "", []string{`"error":`}},
+		{"slash after the list", nil, apiCall{get, "/locks/", "", nil}, "404 Not Found", "", []string{`"error":`}},
+		{"no name", nil, apiCall{get, "/lock/", "", nil}, "400 Bad Request", "", []string{`"error":"the lock's name is missing"`}},
+		{"method for a lock", nil, apiCall{"POST", "/lock/a", "{}", nil}, "405 Method Not Allowed", "Allow DELETE, GET, PUT, HEAD", []string{`"error":"this path takes DELETE, GET, PUT"`}},
+		{"method for the list", nil, apiCall{put, "/locks", "{}", nil}, "405 Method Not Allowed", "Allow GET, HEAD", []string{`"error":"this path takes GET"`}},
 		{"method in lower case", nil, apiCall{"put", "/lock/a", "{}", nil}, "405 Method Not Allowed", "Allow DELETE, GET, PUT, HEAD", nil},
 		{"OPTIONS", nil, apiCall{"OPTIONS", "/lock/a", "", nil}, "405 Method Not Allowed", "Allow DELETE, GET, PUT, HEAD", nil},
-		{"another site's page", nil, apiCall{put, "/lock/a", jane, []string{"Sec-Fetch-Site", "cross-site"}}, "403 Forbidden", "", []string{`{"error":"a page of another site must not change locks`}},
+		{"another site's page", nil, apiCall{put, "/lock/a", jane, []string{"Sec-Fetch-Site", "cross-site"}}, "403 Forbidden", "", []string{`"error":"a page of another site must not change locks`}},
 		{"a neighbouring site's page", nil, apiCall{del, "/lock/a", jane, []string{"Sec-Fetch-Site", "same-site"}}, "403 Forbidden", "", nil},
 		{"another origin", nil, apiCall{put, "/lock/a", jane, []string{"Origin", "https://evil.example"}}, "403 Forbidden", "", nil},
 		{"no origin at all", nil, apiCall{put, "/lock/a", jane, []string{"Origin", "null"}}, "403 Forbidden", "", nil},
 		{"its own page", nil, apiCall{put, "/lock/page", jane, []string{"Sec-Fetch-Site", "same-origin", "Origin", "http://" + s.address}}, "200 OK", "", nil},
 		{"its own origin", nil, apiCall{put, "/lock/origin", jane, []string{"Origin", "http://" + s.address}}, "200 OK", "", nil},
 		{"another site's page that reads", nil, apiCall{get, "/locks", "", []string{"Sec-Fetch-Site", "cross-site"}}, "200 OK", "", nil},
-		{"body too large", nil, apiCall{put, "/lock/a", strings.Repeat(" ", maxBody+1), nil}, "413 Request Entity Too Large", "", []string{`{"error":"the body has more than 64 KiB"`}},
+		{"body too large", nil, apiCall{put, "/lock/a", strings.Repeat(" ", maxBody+1), nil}, "413 Request Entity Too Large", "", []string{`"error":"the body has more than 64 KiB"`}},
 		{"body just not too large", nil, apiCall{put, "/lock/large", strings.Repeat(" ", maxBody-len(jane)) + jane, nil}, "200 OK", "", nil},
 		{"a form's content type", nil, apiCall{put, "/lock/form", jane, []string{"Content-Type", "application/x-www-form-urlencoded"}}, "200 OK", "", nil},
 		{"unknown query of the list", nil, apiCall{get, "/locks?waits=1s", "", nil}, "400 Bad Request", "", []string{`\"waits\" is unknown here`}},
 		{"wait twice", nil, apiCall{get, "/locks?wait=1s&wait=2s", "", nil}, "400 Bad Request", "", []string{"or given twice"}},
-		{"wait empty", nil, apiCall{get, "/locks?wait=", "", nil}, "400 Bad Request", "", []string{`{"error":"wait: `}},
-		{"wait negative", nil, apiCall{get, "/locks?wait=-1s", "", nil}, "400 Bad Request", "", []string{`{"error":"wait: `}},
-		{"wait without a unit", nil, apiCall{get, "/locks?wait=30", "", nil}, "400 Bad Request", "", []string{`{"error":"wait: `}},
-		{"query with a semicolon", nil, apiCall{get, "/locks?a;b", "", nil}, "400 Bad Request", "", []string{`{"error":"query: `}},
+		{"wait empty", nil, apiCall{get, "/locks?wait=", "", nil}, "400 Bad Request", "", []string{`"error":"wait: `}},
+		{"wait negative", nil, apiCall{get, "/locks?wait=-1s", "", nil}, "400 Bad Request", "", []string{`"error":"wait: `}},
+		{"wait without a unit", nil, apiCall{get, "/locks?wait=30", "", nil}, "400 Bad Request", "", []string{`"error":"wait: `}},
+		{"query with a semicolon", nil, apiCall{get, "/locks?a;b", "", nil}, "400 Bad Request", "", []string{`"error":"query: `}},
 		{"query of a lock", nil, apiCall{get, "/lock/a?force=true", "", nil}, "400 Bad Request", "", []string{`\"force\" is unknown here`}},
 		{"query of a take", nil, apiCall{put, "/lock/a?wait=1s", jane, nil}, "400 Bad Request", "", []string{`\"wait\" is unknown here`}},
 		{"force neither true nor false", nil, apiCall{del, "/lock/a?force=1", "", nil}, "400 Bad Request", "", []string{`force is \"1\": it must be true or false`}},
@@ -264,11 +264,12 @@ func TestListWaits(t *testing.T) {
 // TestLimitsOfClaims fills a lock's queue and the whole locker up to what they
 // take, and asks for one more.
 func TestLimitsOfClaims(t *testing.T) {
-	full := &lock{name: "full", Key: "k", Revision: 1, Holders: []holder{{LockedBy: "jane", Token: 1}}}
+	var waiters []string
 	for i := range maxWaiters {
-		name := fmt.Sprint(i)
-		full.Waiters = append(full.Waiters, waiter{claim: claim{identity: identity{"other", name, name}}, Revision: uint64(i) + 2})
+		waiters = append(waiters, fmt.Sprintf(`{"key": "other", "locked_by": "%d", "id": "x", "revision": %d}`, i, i+2))
 	}
+	saved := fmt.Sprintf(`{"version": 2, "revision": %d, "locks": {"full": {"key": "k", "revision": 1,
+		"holders": [{"locked_by": "jane", "token": 1}], "waiters": [%s]}}}`, maxWaiters+1, strings.Join(waiters, ","))
 	for _, test := range []struct {
 		name   string
 		claims int
@@ -281,7 +282,12 @@ func TestLimitsOfClaims(t *testing.T) {
 		{"one claim too many", maxClaims, "/lock/free", http.StatusTooManyRequests},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			a := apiOf(t, &state{revision: maxWaiters + 1, claims: test.claims, locks: []*lock{full}})
+			s, _, err := decodeState([]byte(saved), time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.claims = test.claims
+			a := apiOf(t, s)
 			w := httptest.NewRecorder()
 			a.ServeHTTP(w, httptest.NewRequest(put, test.path, strings.NewReader(`{"key": "more", "id": "x", "wait": "1ms"}`)))
 			if w.Code != test.want {
