@@ -111,11 +111,14 @@ func TestStopIsNotHeldUp(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				m, stop := serveMemory(t, &config{})
 				takeA(t, m)
-				io.WriteString(m.dial(t), text)
+				conn := m.dial(t)
+				io.WriteString(conn, text)
 				time.Sleep(time.Second)
 				start := time.Now()
-				if err := stop(); err != nil || time.Since(start) > 5*time.Second {
-					t.Errorf("serve ended after %v with %v", time.Since(start), err)
+				err := stop()
+				io.Copy(io.Discard, conn) // until the server closes it
+				if err != nil || time.Since(start) > 5*time.Second {
+					t.Errorf("all ended after %v, serve with %v", time.Since(start), err)
 				}
 			})
 		})
