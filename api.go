@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -80,7 +81,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (a *api) serve(w http.ResponseWriter, r *http.Request) (reply, error) {
 	stream := http.NewResponseController(w)
 	stream.SetReadDeadline(time.Now().Add(bodyTime))
-	if r.URL.EscapedPath() != "/health" && !a.credentials.allow(r) {
+	if pathOf(r) != "/health" && !a.credentials.allow(r) {
 		a.log.Warn("credentials refused", "address", r.RemoteAddr, "method", r.Method, "path", r.URL.Path)
 		return reply{}, &failure{status: http.StatusUnauthorized, message: "credentials are missing or wrong: send the locker's AUTH_USER and AUTH_PASS by basic authentication"}
 	}
@@ -100,7 +101,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) (reply, error) {
 }
 
 func (a *api) route(r *http.Request) (handler, error) {
-	path := r.URL.EscapedPath()
+	path := pathOf(r)
 	if name, ok := strings.CutPrefix(path, "/lock/"); ok && !strings.Contains(name, "/") {
 		path = "/lock/"
 	}
@@ -119,6 +120,10 @@ func (a *api) route(r *http.Request) (handler, error) {
 	}
 	return handle, nil
 }
+
+// pathOf returns the path as it was sent. EscapedPath is not that when other
+// characters than it would leave stand unescaped beside an escaped slash.
+func pathOf(r *http.Request) string { return cmp.Or(r.URL.RawPath, r.URL.EscapedPath()) }
 
 func bodyFailure(err error) error {
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
@@ -302,7 +307,7 @@ func (a *api) ask(req *request, who identity) (reply, error) {
 
 // lockName returns the path's lock. Its segment is percent-encoded (RFC 3986).
 func lockName(r *http.Request) (string, error) {
-	name, err := url.PathUnescape(strings.TrimPrefix(r.URL.EscapedPath(), "/lock/"))
+	name, err := url.PathUnescape(strings.TrimPrefix(pathOf(r), "/lock/"))
 	if err == nil {
 		err = checkLockName(name)
 	}

@@ -71,6 +71,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return err
 	}
 	listener, err := listen(ctx, cfg.listen)
+	if ctx.Err() != nil && err != nil {
+		return nil // stopped before it was started
+	}
 	if err != nil {
 		return err
 	}
@@ -107,6 +110,7 @@ func serve(ctx context.Context, listener net.Listener, cfg *config, c *committer
 	case err = <-written:
 		written <- nil
 	}
+	listener.Close() // before anyone is told to try again
 	c.drain()
 	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 	defer cancel()
@@ -210,8 +214,8 @@ func (cfg *config) secure(user, pass, certFile, keyFile string, log *slog.Logger
 			problems = append(problems, fmt.Errorf("%s is set but %s is not: set both, or neither", pair[2], pair[0]))
 		}
 	}
-	if strings.Contains(user, ":") {
-		problems = append(problems, fmt.Errorf("AUTH_USER is %q: basic authentication cannot carry a colon in a user's name, choose one without", user))
+	if name, _, colon := strings.Cut(user, ":"); colon { // what follows may be the password
+		problems = append(problems, fmt.Errorf("AUTH_USER is \"%s:…\": basic authentication cannot carry a colon in a user's name, choose one without", name))
 	}
 	if user != "" && pass != "" {
 		cfg.credentials = newCredentials(user, pass)
@@ -249,6 +253,9 @@ func (cfg *config) choose(address, port string) error {
 func checkStateFile(path string) error {
 	folder := filepath.Dir(path)
 	const mend = "name a file in a folder that the locker can write"
+	if path == "" {
+		return fmt.Errorf("LOCKER_CONFIG is %q: %s", path, mend)
+	}
 	if info, err := os.Stat(folder); err != nil {
 		return fmt.Errorf("LOCKER_CONFIG is %q: %w: %s", path, err, mend)
 	} else if !info.IsDir() {

@@ -1,0 +1,324 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cloudfoundry-community/locker/resource"
+)
+
+// apiCall is one request. Its header is names and values in turn.
+type apiCall struct {
+	method, path, body string
+	header             []string
+}
+
+const (
+	put, del, get = "PUT", "DELETE", "GET"
+	jane          = `{"key": "k", "locked_by": "jane", "id": "7", "link": "https://ci.example/builds/12"}`
+	georgeWaits   = `{"key": "other", "locked_by": "george", "id": "8", "wait": "1ms"}`
+)
+
+// TestAPI has a row for each row of the API's tables.
+func TestAPI(t *testing.T) {
+	s := startServer(t, nil)
+	for _, test := range []struct {
+		name   string
+		before []apiCall
+		apiCall
+		status string
+		want   string   // a header's name and its value
+		parts  []string // of the answer
+	}{
+		{"list", []apiCall{{put, "/lock/listed", jane, nil}}, apiCall{get, "/locks", "", nil},
+			"200 OK", `ETag "1"`, []string{`"listed":{"key":"k","locked_by":{"jane":1},"holders":[{"locked_by":"jane","since":"20`}},
+		{"list as it is", nil, apiCall{get, "/locks", "", []string{"If-None-Match", `"1"`}}, "304 Not Modified", `ETag "1"`, nil},
+		{"list as it was", nil, apiCall{get, "/locks", "", []string{"If-None-Match", `"0"`}}, "200 OK", `ETag "1"`, []string{`"listed"`}},
+		{"list as it is, after a wait", nil, apiCall{get, "/locks?wait=10ms", "", []string{"If-None-Match", `"1"`}}, "304 Not Modified", `ETag "1"`, nil},
+		{"lock never used", nil, apiCall{get, "/lock/unused", "", nil},
+			"200 OK", `ETag "0"`, []string{`{"key":"","locked_by":{},"holders":[],"waiters":[],"revision":0}` + "\n"}},
+		{"lock", nil, apiCall{get, "/lock/listed", "", nil}, "200 OK", `ETag "1"`,
+			[]string{`{"key":"k","locked_by":{"jane":1},"holders":[{"locked_by":"jane",`, `"token":1,"link":"https://ci.example/builds/12"}]`, `"revision":1}`}},
+		{"take", nil, apiCall{put, "/lock/taken", jane, nil}, "200 OK", "Content-Type application/json",
+			[]string{`"response":"lock taken acquired by jane with the key k"`, `"lock":{"key":"k"`, `"token":2`}},
+		{"take by key alone", nil, apiCall{put, "/lock/by-key", `{"key": "k"}`, nil}, "200 OK", "", []string{`"locked_by":{"k":1}`}},
+		{"take twice", []apiCall{{put, "/lock/twice", jane, nil}}, apiCall{put, "/lock/twice", jane, nil}, "200 OK", "", []string{`"repeat":true`, `"token":4`}},
+		{"take with the ttl", nil, apiCall{put, "/lock/ttl", `{"key": "k", "ttl": "1h"}`, nil}, "200 OK", "", []string{`"expires":"20`}},
+		{"take what is held", []apiCall{{put, "/lock/held", jane, nil}}, apiCall{put, "/lock/held", `{"key": "other"}`, nil}, "423 Locked", "Retry-After 1",
+			[]string{`"error":"lock held is held with the key k by jane since 20`, `Z (https://ci.example/builds/12)"`, `"lock":{"key":"k"`}},
+		{"take after a wait", []apiCall{{put, "/lock/queue", jane, nil}}, apiCall{put, "/lock/queue", georgeWaits, nil}, "423 Locked", "Retry-After 1",
+			[]string{`"error":"lock queue is held with the key k by jane since 20`, `"waiters":[{"key":"other","locked_by":"george","since":"20`, `"position":1`}},
+		{"take as the second in line", []apiCall{{put, "/lock/line", jane, nil}, {put, "/lock/line", georgeWaits, nil}},
+			apiCall{put, "/lock/line", `{"key": "third", "id": "9", "wait": "1ms"}`, nil}, "423 Locked", "Retry-After 1", []string{`"position":2`}},
+		{"release", []apiCall{{put, "/lock/released", jane, nil}}, apiCall{del, "/lock/released", `{"key": "k", "locked_by": "jane"}`, nil},
+			"200 OK", "Content-Type application/json", []string{`"response":"lock released released by jane"`, `"lock":{"key":"","locked_by":{},"holders":[],"waiters":[],`}},
+		{"release what is free", nil, apiCall{del, "/lock/unused", `{"key": "k"}`, nil}, "200 OK", "", []string{`"response":"nothing to do: lock unused is free"`}},
+		{"release by another key", []apiCall{{put, "/lock/theirs", jane, nil}}, apiCall{del, "/lock/theirs", `{"key": "other"}`, nil}, "423 Locked", "Retry-After 1",
+			[]string{`"error":"the key other does not fit; lock theirs is held with the key k by jane since 20`, `"lock":{"key":"k"`}},
+		{"release of another name", nil, apiCall{del, "/lock/theirs", `{"key": "k", "locked_by": "george"}`, nil}, "200 OK", "", []string{`nothing to do: george is not among the holders`}},
+		{"release of its own", nil, apiCall{del, "/lock/theirs", `{"key": "k", "id": "9", "own": true}`, nil}, "200 OK", "", []string{`this claim never got lock theirs`}},
+		{"release twice", []apiCall{{put, "/lock/gone", jane, nil}, {del, "/lock/gone", `{"key": "k", "locked_by": "jane", "id": "7"}`, nil}},
+			apiCall{del, "/lock/gone", `{"key": "k", "locked_by": "jane", "id": "7"}`, nil}, "200 OK", "", []string{`this claim of jane on lock gone has ended before`}},
+		{"withdraw", []apiCall{{put, "/lock/withdrawn", jane, nil}, {put, "/lock/withdrawn", georgeWaits, nil}},
+			apiCall{del, "/lock/withdrawn", `{"key": "other", "locked_by": "george", "id": "8"}`, nil}, "200 OK", "", []string{`the claim of george is withdrawn`, `"waiters":[]`}},
+		{"force=false is a release", []apiCall{{put, "/lock/mild", jane, nil}}, apiCall{del, "/lock/mild?force=false", `{"key": "k", "locked_by": "jane"}`, nil}, "200 OK", "", []string{"released by jane"}},
+		{"force", []apiCall{{put, "/lock/forced", jane, nil}}, apiCall{del, "/lock/forced?force=true", "", nil}, "200 OK", "", []string{`"response":"lock forced: the hold of everyone is ended by force"`}},
+		{"force of one", []apiCall{{put, "/lock/one", jane, nil}, {put, "/lock/one", `{"key": "k"}`, nil}},
+			apiCall{del, "/lock/one?force=true", `{"locked_by": "jane", "reason": "her build hangs"}`, nil}, "200 OK", "", []string{`the hold of jane is ended`, `"locked_by":{"k":1}`}},
+		{"force with a body of white space", nil, apiCall{del, "/lock/unused?force=true", " \n", nil}, "200 OK", "", []string{"nothing to do: lock unused is free"}},
+		{"force of nobody there", []apiCall{{put, "/lock/else", jane, nil}}, apiCall{del, "/lock/else?force=true", `{"lock_by": "george"}`, nil}, "200 OK", "", []string{"george is not among the holders"}},
+		{"force of another revision", []apiCall{{put, "/lock/moved", jane, nil}}, apiCall{del, "/lock/moved?force=true", "", []string{"If-Match", `"1"`}},
+			"412 Precondition Failed", "", []string{`"error":"it changed hands meanwhile, nothing was freed; lock moved is held`, `"lock":{"key":"k"`}},
+		{"force of the revision seen", nil, apiCall{del, "/lock/unused?force=true", "", []string{"If-Match", `"0"`}}, "200 OK", "", []string{"lock unused is free"}},
+		{"force of any revision", []apiCall{{put, "/lock/any", jane, nil}}, apiCall{del, "/lock/any?force=true", "", []string{"If-Match", "*"}}, "200 OK", "", []string{"ended by force"}},
+		{"health", nil, apiCall{get, "/health", "", nil}, "200 OK", "Content-Type application/json", []string{`"status":"ok"`}},
+		{"HEAD", nil, apiCall{"HEAD", "/lock/unused", "", nil}, "200 OK", `ETag "0"`, nil},
+		{"unknown path", nil, apiCall{get, "/nowhere", "", nil}, "404 Not Found", "", []string{`"error":"there is nothing at this path: locks are at /locks and /lock/NAME`}},
+		{"two slashes", nil, apiCall{get, "//x", "", nil}, "404 Not Found", "", []string{`"error":`}},
+		{"two slashes before a path", nil, apiCall{get, "//locks", "", nil}, "404 Not Found", "", []string{`"error":`}},
+		{"no name and no slash", nil, apiCall{get, "/lock", "", nil}, "404 Not Found", "", []string{`"error":`}},
+		{"slash in a name", nil, apiCall{get, "/lock/a/b", "", nil}, "404 Not Found", "", []string{`a slash in a name is %2F`}},
+		{"dots in a path", nil, apiCall{get, "/lock/../locks", "", nil}, "404 Not Found", "", []string{`"error":`}},
+		{"slash after the list", nil, apiCall{get, "/locks/", "", nil}, "404 Not Found", "", []string{`"error":`}},
+		{"no name", nil, apiCall{get, "/lock/", "", nil}, "400 Bad Request", "", []string{`"error":"the lock's name is missing"`}},
+		{"method for a lock", nil, apiCall{"POST", "/lock/a", "{}", nil}, "405 Method Not Allowed", "Allow DELETE, GET, PUT, HEAD", []string{`"error":"this path takes DELETE, GET, PUT"`}},
+		{"method for the list", nil, apiCall{put, "/locks", "{}", nil}, "405 Method Not Allowed", "Allow GET, HEAD", []string{`"error":"this path takes GET"`}},
+		{"method in lower case", nil, apiCall{"put", "/lock/a", "{}", nil}, "405 Method Not Allowed", "Allow DELETE, GET, PUT, HEAD", nil},
+		{"OPTIONS", nil, apiCall{"OPTIONS", "/lock/a", "", nil}, "405 Method Not Allowed", "Allow DELETE, GET, PUT, HEAD", nil},
+		{"another site's page", nil, apiCall{put, "/lock/a", jane, []string{"Sec-Fetch-Site", "cross-site"}}, "403 Forbidden", "", []string{`"error":"a page of another site must not change locks`}},
+		{"a neighbouring site's page", nil, apiCall{del, "/lock/a", jane, []string{"Sec-Fetch-Site", "same-site"}}, "403 Forbidden", "", nil},
+		{"another origin", nil, apiCall{put, "/lock/a", jane, []string{"Origin", "https://evil.example"}}, "403 Forbidden", "", nil},
+		{"no origin at all", nil, apiCall{put, "/lock/a", jane, []string{"Origin", "null"}}, "403 Forbidden", "", nil},
+		{"its own page", nil, apiCall{put, "/lock/page", jane, []string{"Sec-Fetch-Site", "same-origin", "Origin", "http://" + s.address}}, "200 OK", "", nil},
+		{"its own origin", nil, apiCall{put, "/lock/origin", jane, []string{"Origin", "http://" + s.address}}, "200 OK", "", nil},
+		{"another site's page that reads", nil, apiCall{get, "/locks", "", []string{"Sec-Fetch-Site", "cross-site"}}, "200 OK", "", nil},
+		{"body too large", nil, apiCall{put, "/lock/a", strings.Repeat(" ", maxBody+1), nil}, "413 Request Entity Too Large", "", []string{`"error":"the body has more than 64 KiB"`}},
+		{"body just not too large", nil, apiCall{put, "/lock/large", strings.Repeat(" ", maxBody-len(jane)) + jane, nil}, "200 OK", "", nil},
+		{"a form's content type", nil, apiCall{put, "/lock/form", jane, []string{"Content-Type", "application/x-www-form-urlencoded"}}, "200 OK", "", nil},
+		{"unknown query of the list", nil, apiCall{get, "/locks?waits=1s", "", nil}, "400 Bad Request", "", []string{`\"waits\" is unknown here`}},
+		{"wait twice", nil, apiCall{get, "/locks?wait=1s&wait=2s", "", nil}, "400 Bad Request", "", []string{"or given twice"}},
+		{"wait empty", nil, apiCall{get, "/locks?wait=", "", nil}, "400 Bad Request", "", []string{`"error":"wait: `}},
+		{"wait negative", nil, apiCall{get, "/locks?wait=-1s", "", nil}, "400 Bad Request", "", []string{`"error":"wait: `}},
+		{"wait without a unit", nil, apiCall{get, "/locks?wait=30", "", nil}, "400 Bad Request", "", []string{`"error":"wait: `}},
+		{"query with a semicolon", nil, apiCall{get, "/locks?a;b", "", nil}, "400 Bad Request", "", []string{`"error":"query: `}},
+		{"query of a lock", nil, apiCall{get, "/lock/a?force=true", "", nil}, "400 Bad Request", "", []string{`\"force\" is unknown here`}},
+		{"query of a take", nil, apiCall{put, "/lock/a?wait=1s", jane, nil}, "400 Bad Request", "", []string{`\"wait\" is unknown here`}},
+		{"force neither true nor false", nil, apiCall{del, "/lock/a?force=1", "", nil}, "400 Bad Request", "", []string{`force is \"1\": it must be true or false`}},
+		{"force empty", nil, apiCall{del, "/lock/a?force", "", nil}, "400 Bad Request", "", []string{`force is \"\": it must be true or false`}},
+		{"force with a key", nil, apiCall{del, "/lock/a?force=true", `{"key": "k"}`, nil}, "400 Bad Request", "", []string{`unknown member \"key\"`}},
+		{"If-Match without force", nil, apiCall{del, "/lock/a", jane, []string{"If-Match", `"1"`}}, "400 Bad Request", "", []string{"If-Match goes with force=true"}},
+		{"If-Match without quotes", nil, apiCall{del, "/lock/a?force=true", "", []string{"If-Match", "1"}}, "400 Bad Request", "", []string{"it must be one revision in quotes"}},
+		{"If-Match weak", nil, apiCall{del, "/lock/a?force=true", "", []string{"If-Match", `W/"1"`}}, "400 Bad Request", "", []string{"it must be one revision in quotes"}},
+		{"If-Match of two", nil, apiCall{del, "/lock/a?force=true", "", []string{"If-Match", `"1"`, "If-Match", `"2"`}}, "400 Bad Request", "", []string{"it must be one revision in quotes"}},
+		{"If-Match of no number", nil, apiCall{del, "/lock/a?force=true", "", []string{"If-Match", `"x"`}}, "400 Bad Request", "", []string{"it must be one revision in quotes"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for _, c := range test.before {
+				s.do(t, c.method, c.path, c.body, c.header...)
+			}
+			got := s.do(t, test.method, test.path, test.body, test.header...)
+			if got.status != test.status {
+				t.Errorf("got %s, want %s: %s", got.status, test.status, got.body)
+			}
+			if name, value, ok := strings.Cut(test.want, " "); ok && got.header.Get(name) != value {
+				t.Errorf("%s is %q, want %q", name, got.header.Get(name), value)
+			}
+			for _, part := range test.parts {
+				if !strings.Contains(got.body, part) {
+					t.Errorf("the answer has no %s:\n%s", part, got.body)
+				}
+			}
+			wantWellFormed(t, got)
+		})
+	}
+}
+
+// wantWellFormed checks what every answer has in common.
+func wantWellFormed(t testing.TB, got exchange) {
+	t.Helper()
+	if got.header.Get("Cache-Control") != "no-store" || got.header.Get("X-Content-Type-Options") != "nosniff" {
+		t.Errorf("header %v", got.header)
+	}
+	if got.body == "" {
+		return
+	}
+	var body map[string]any
+	if err := json.Unmarshal([]byte(got.body), &body); err != nil {
+		t.Errorf("%v: %s", err, got.body)
+	}
+	if got.header.Get("Content-Type") != "application/json" {
+		t.Errorf("Content-Type is %q", got.header.Get("Content-Type"))
+	}
+	if sentence, isError := body["error"].(string); isError != (got.status >= "400") || isError && sentence == "" {
+		t.Errorf("%s with error %q", got.status, sentence)
+	}
+}
+
+// Some clients match the words "423 Locked".
+func TestStatusLine(t *testing.T) {
+	s := startServer(t, nil)
+	s.do(t, put, "/lock/a", jane)
+	conn := s.dial(t)
+	fmt.Fprintf(conn, "PUT /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: %d\r\n\r\n%s", len(jane)-10, `{"key": "other"}`+strings.Repeat(" ", len(jane)-26))
+	if line, err := bufio.NewReader(conn).ReadString('\n'); line != "HTTP/1.1 423 Locked\r\n" {
+		t.Errorf("got %q, %v", line, err)
+	}
+}
+
+func TestLockNames(t *testing.T) {
+	s := startServer(t, nil)
+	for _, test := range []struct{ segment, name, problem string }{
+		{"plain", "plain", ""},
+		{"a%2Fb", "a/b", ""},
+		{"a%2fc", "a/c", ""},
+		{"%2F", "/", ""},
+		{"%61bc", "abc", ""},
+		{"with%20space", "with space", ""},
+		{"plus+sign", "plus+sign", ""},
+		{"percent%25", "percent%", ""},
+		{"question%3Fmark", "question?mark", ""},
+		{"colon:semicolon;comma,", "colon:semicolon;comma,", ""},
+		{"gr%C3%BCn", "grün", ""},
+		{"blüh", "blüh", ""},
+		{"team%2Fgrün", "team/grün", ""},
+		{`a%2F"{b}"`, `a/"{b}"`, ""},
+		{"...", "...", ""},
+		{"locks", "locks", ""},
+		{strings.Repeat("n", maxName), strings.Repeat("n", maxName), ""},
+		{strings.Repeat("n", maxName+1), "", "the lock's name has 256 bytes: at most 255 are allowed"},
+		{strings.Repeat("%C3%BC", 128), "", "the lock's name has 256 bytes"},
+		{".", "", "is no name for a lock"},
+		{"..", "", "is no name for a lock"},
+		{"%2e", "", "is no name for a lock"},
+		{"%2E.", "", "is no name for a lock"},
+		{"%00", "", "has a control character"},
+		{"a%0Ab", "", "has a control character"},
+		{"%7f", "", "has a control character"},
+		{"%C2%85", "", "has a control character"},
+		{"%ff", "", "is not valid UTF-8"},
+		{"a%C3", "", "is not valid UTF-8"},
+		{"", "", "is missing"},
+	} {
+		t.Run(test.segment, func(t *testing.T) {
+			text := fmt.Sprintf("PUT /lock/%s HTTP/1.1\r\nHost: locker\r\nContent-Length: %d\r\n\r\n%s", test.segment, len(jane), jane)
+			got := talk(t, s.dial(t), text)
+			var body struct{ Response, Error string }
+			if err := json.Unmarshal([]byte(got.body), &body); err != nil {
+				t.Fatalf("%v: %s", err, got.body)
+			}
+			want := "lock " + test.name + " acquired by jane with the key k"
+			if test.problem == "" && (got.status != "200 OK" || body.Response != want) {
+				t.Errorf("got %s: %s", got.status, got.body)
+			}
+			if test.problem != "" && (got.status != "400 Bad Request" || !strings.Contains(body.Error, test.problem)) {
+				t.Errorf("got %s: %s", got.status, got.body)
+			}
+		})
+	}
+}
+
+func TestListIfNoneMatch(t *testing.T) {
+	for _, test := range []struct {
+		headers []string
+		want    bool
+	}{
+		{nil, false},
+		{[]string{""}, false},
+		{[]string{`"17"`}, true},
+		{[]string{`W/"17"`}, true},
+		{[]string{`"16", "17"`}, true},
+		{[]string{`"16",W/"17" ,"18"`}, true},
+		{[]string{`"16"`, `"17"`}, true},
+		{[]string{"*"}, true},
+		{[]string{`17`}, false},
+		{[]string{`"017"`}, false},
+		{[]string{`"1"`, `"7"`}, false},
+		{[]string{`"170"`}, false},
+	} {
+		if got := hasRevision(test.headers, 17); got != test.want {
+			t.Errorf("%q: got %v", test.headers, got)
+		}
+	}
+}
+
+// A list that waits is answered when something changes.
+func TestListWaits(t *testing.T) {
+	s := startServer(t, nil)
+	conn := s.dial(t)
+	io.WriteString(conn, "GET /locks?wait=60s HTTP/1.1\r\nHost: locker\r\nIf-None-Match: \"0\"\r\n\r\n")
+	s.do(t, put, "/lock/a", jane)
+	if got := nextAnswer(t, bufio.NewReader(conn)); got.status != "200 OK" || got.header.Get("ETag") != `"1"` || !strings.Contains(got.body, `"a":{"key":"k"`) {
+		t.Errorf("got %s %v %s", got.status, got.header, got.body)
+	}
+}
+
+// TestLimitsOfClaims fills a lock's queue and the whole locker up to what they
+// take, and asks for one more.
+func TestLimitsOfClaims(t *testing.T) {
+	var waiters []string
+	for i := range maxWaiters {
+		waiters = append(waiters, fmt.Sprintf(`{"key": "other", "locked_by": "%d", "id": "x", "revision": %d}`, i, i+2))
+	}
+	saved := fmt.Sprintf(`{"version": 2, "revision": %d, "locks": {"full": {"key": "k", "revision": 1,
+		"holders": [{"locked_by": "jane", "token": 1}], "waiters": [%s]}}}`, maxWaiters+1, strings.Join(waiters, ","))
+	for _, test := range []struct {
+		name   string
+		claims int
+		path   string
+		want   int
+	}{
+		{"one lock's waiters", maxWaiters + 1, "/lock/full", http.StatusTooManyRequests},
+		{"another lock has room", maxWaiters + 1, "/lock/free", http.StatusOK},
+		{"the last claim of all", maxClaims - 1, "/lock/free", http.StatusOK},
+		{"one claim too many", maxClaims, "/lock/free", http.StatusTooManyRequests},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s, _, err := decodeState([]byte(saved), time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.claims = test.claims
+			a := apiOf(t, s)
+			w := httptest.NewRecorder()
+			a.ServeHTTP(w, httptest.NewRequest(put, test.path, strings.NewReader(`{"key": "more", "id": "x", "wait": "1ms"}`)))
+			if w.Code != test.want {
+				t.Fatalf("got %d: %s", w.Code, w.Body)
+			}
+			var problem resource.Error
+			if err := json.Unmarshal(w.Body.Bytes(), &problem); err != nil || w.Code != http.StatusOK && !strings.Contains(problem.Error, "no more claims fit") {
+				t.Errorf("got %v: %.200s", err, w.Body)
+			}
+		})
+	}
+}
+
+// apiOf serves that state, without a server around it.
+func apiOf(t testing.TB, s *state) *api {
+	t.Helper()
+	st, _, err := openStore(filepath.Join(t.TempDir(), "locker.json"), realSteps(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	c, err := newCommitter(st, s, log, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- c.run() }()
+	t.Cleanup(func() {
+		c.close()
+		<-ended
+		st.close()
+	})
+	return newAPI(c, nil, log)
+}

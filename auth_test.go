@@ -1,0 +1,166 @@
+package main
+
+import (
+	"encoding/base64"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
+
+const user, password = "george", "p:ä " + canary
+
+func basic(user, pass string) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+pass))
+}
+
+// withAuth is the environment of a server that asks for credentials.
+func withAuth() map[string]string { return map[string]string{"AUTH_USER": user, "AUTH_PASS": password} }
+
+func encoded(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
+
+// refusedHeaders are the values of Authorization headers that are not the
+// credentials.
+var refusedHeaders = []struct {
+	name   string
+	values []string
+}{
+	{"none", nil},
+	{"empty", []string{""}},
+	{"scheme alone", []string{"Basic"}},
+	{"scheme and space", []string{"Basic "}},
+	{"no scheme", []string{encoded(user + ":" + password)}},
+	{"another scheme", []string{"Bearer " + encoded(user+":"+password)}},
+	{"longer scheme", []string{"Basics " + encoded(user+":"+password)}},
+	{"scheme without space", []string{"Basic" + encoded(user+":"+password)}},
+	{"two spaces", []string{"Basic  " + encoded(user+":"+password)}},
+	{"bad base64", []string{"Basic %%%%"}},
+	{"base64 cut short", []string{basic(user, password)[:20]}},
+	{"base64 without padding", []string{"Basic " + strings.TrimRight(encoded("george:12"), "=")}},
+	{"more after it", []string{basic(user, password) + ", x=y"}},
+	{"no colon", []string{"Basic " + encoded(user+password)}},
+	{"only a colon", []string{"Basic " + encoded(":")}},
+	{"wrong password", []string{basic(user, "wrong")}},
+	{"wrong user", []string{basic("jane", password)}},
+	{"empty password", []string{basic(user, "")}},
+	{"empty user", []string{basic("", password)}},
+	{"password cut short", []string{basic(user, password[:len(password)-1])}},
+	{"password with more", []string{basic(user, password+"x")}},
+	{"user in capitals", []string{basic("George", password)}},
+	{"password in Latin-1", []string{basic(user, strings.ReplaceAll(password, "ä", "\xe4"))}},
+	{"twice", []string{basic(user, password), basic(user, password)}},
+	{"right, then wrong", []string{basic(user, password), "Bearer x"}},
+	{"wrong, then right", []string{"Bearer x", basic(user, password)}},
+	{"huge", []string{"Basic " + strings.Repeat("QUFB", 3_000)}},
+	{"invalid UTF-8", []string{"Basic \xff\xfe\x80"}},
+	{"invalid UTF-8 in base64", []string{basic("\xff", "\xfe")}},
+	{"control characters in base64", []string{basic(user, password+"\x00")}},
+}
+
+func TestWrongCredentialsAreRefused(t *testing.T) {
+	s := startServer(t, withAuth())
+	for _, test := range refusedHeaders {
+		t.Run(test.name, func(t *testing.T) {
+			var header []string
+			for _, value := range test.values {
+				header = append(header, "Authorization", value)
+			}
+			wantUnauthorized(t, s.do(t, "PUT", "/lock/refused", `{"key": "k"}`, header...))
+		})
+	}
+	if got := s.do(t, "GET", "/locks", "", "Authorization", basic(user, password)); got.body != "{}\n" {
+		t.Errorf("something was locked: %s", got.body)
+	}
+	log := s.log.String()
+	if n := strings.Count(log, `msg="credentials refused" address=127.0.0.1:`); n != len(refusedHeaders) {
+		t.Errorf("%d refusals logged with their address, want %d:\n%s", n, len(refusedHeaders), log)
+	}
+	for _, secret := range []string{canary, encoded(user + ":" + password), encoded(user + ":" + password)[:12]} {
+		if strings.Contains(log, secret) {
+			t.Errorf("the log shows %s:\n%s", secret, log)
+		}
+	}
+}
+
+func wantUnauthorized(t testing.TB, got exchange) {
+	t.Helper()
+	if got.status != "401 Unauthorized" || got.header.Get("WWW-Authenticate") != `Basic realm="locker", charset="UTF-8"` {
+		t.Errorf("got %s with %v", got.status, got.header)
+	}
+	if !strings.Contains(got.body, `{"error":"credentials are missing or wrong: `) || strings.Contains(got.body, canary) {
+		t.Errorf("got %s", got.body)
+	}
+}
+
+// Whatever net/http may let through, allow refuses.
+func TestControlCharactersInHeaderAreRefused(t *testing.T) {
+	for _, value := range []string{"Basic \x00", "\r\n", basic(user, password) + "\x00", "Basic\t" + encoded(user+":"+password)} {
+		if newCredentials(user, password).allow(withAuthorization(value)) {
+			t.Errorf("%q is allowed", value)
+		}
+	}
+}
+
+func withAuthorization(value string) *http.Request {
+	r := httptest.NewRequest("GET", "/locks", nil)
+	r.Header.Set("Authorization", value)
+	return r
+}
+
+func TestRightCredentialsPass(t *testing.T) {
+	s := startServer(t, withAuth())
+	right := basic(user, password)
+	for _, value := range []string{right, "basic" + right[5:], "BASIC" + right[5:], " " + right + " "} {
+		if got := s.do(t, "GET", "/locks", "", "Authorization", value); got.status != "200 OK" {
+			t.Errorf("%q: got %s", value, got.status)
+		}
+	}
+}
+
+func TestCredentialsAreCheckedFirst(t *testing.T) {
+	s := startServer(t, withAuth())
+	for _, target := range []string{
+		"OPTIONS *", "OPTIONS /locks", "GET /nowhere", "GET /", "GET //health", "GET /health/", "GET /%68ealth", "GET /lock/%ff",
+		"POST /locks", "TRACE /locks", "GET /locks?wait=x", "GET /health/../locks", "GET http://locker/locks", "CONNECT locker:80",
+	} {
+		got := talk(t, s.dial(t), target+" HTTP/1.1\r\nHost: locker\r\nConnection: close\r\n\r\n")
+		t.Run(target, func(t *testing.T) { wantUnauthorized(t, got) })
+	}
+	t.Run("cross-origin", func(t *testing.T) {
+		wantUnauthorized(t, s.do(t, "PUT", "/lock/a", "{", "Sec-Fetch-Site", "cross-site"))
+	})
+	t.Run("large body", func(t *testing.T) {
+		wantUnauthorized(t, s.do(t, "PUT", "/lock/a", strings.Repeat("x", maxBody+1)))
+	})
+	if got := s.do(t, "GET", "/health", ""); got.status != "200 OK" {
+		t.Errorf("/health without credentials: got %s", got.status)
+	}
+}
+
+func TestNoCredentialsConfiguredAllowEveryone(t *testing.T) {
+	s := startServer(t, nil)
+	for _, header := range [][]string{nil, {"Authorization", "Bearer x"}} {
+		if got := s.do(t, "GET", "/locks", "", header...); got.status != "200 OK" {
+			t.Errorf("got %s", got.status)
+		}
+	}
+}
+
+// FuzzAuthorization checks that only the exact credentials pass, by a second
+// reading of RFC 7617.
+func FuzzAuthorization(f *testing.F) {
+	f.Add(basic(user, password))
+	f.Add("bAsIc" + basic(user, password)[5:])
+	for _, test := range refusedHeaders {
+		f.Add(strings.Join(test.values, ", "))
+	}
+	c := newCredentials(user, password)
+	f.Fuzz(func(t *testing.T, value string) {
+		scheme, data, _ := strings.Cut(value, " ")
+		decoded, err := base64.StdEncoding.DecodeString(data)
+		want := strings.EqualFold(scheme, "basic") && err == nil && string(decoded) == user+":"+password
+		if got := c.allow(withAuthorization(value)); got != want {
+			t.Errorf("%q: allowed is %v, want %v", value, got, want)
+		}
+	})
+}

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/cloudfoundry-community/locker/resource"
+)
+
+// malformed are bodies that are no strict JSON, whatever they are meant to say.
+var malformed = []struct{ name, body, problem string }{
+	{"nothing", "", "JSON"},
+	{"white space", " \n", "JSON"},
+	{"null", "null", "JSON"},
+	{"list", `[{"key": "k"}]`, "JSON"},
+	{"string", `"key"`, "JSON"},
+	{"form", "key=k&locked_by=jane", "JSON"},
+	{"cut short", `{"key": "k"`, "JSON"},
+	{"cut in a string", `{"key": "k`, "JSON"},
+	{"cut after a name", `{"key"`, "JSON"},
+	{"no colon", `{"key" "k"}`, "JSON"},
+	{"no quotes", `{key: "k"}`, "JSON"},
+	{"single quotes", `{'key': 'k'}`, "JSON"},
+	{"comma at the end", `{"key": "k",}`, "JSON"},
+	{"comment", `{"key": "k" /* k */}`, "JSON"},
+	{"wrong end", `{"key": "k"]`, "JSON"},
+	{"byte order mark", "\ufeff" + `{"key": "k"}`, "JSON"},
+	{"line feed in a string", "{\"key\": \"a\nb\"}", "JSON"},
+	{"unknown escape", `{"key": "\x41"}`, "JSON"},
+	{"deep", `{"key": ` + strings.Repeat("[", 20_000), "JSON"},
+	{"trailing object", `{"key": "k"} {}`, "JSON"},
+	{"trailing word", `{"key": "k"} x`, "JSON"},
+	{"trailing NUL", `{"key": "k"}` + "\x00", "JSON"},
+	{"invalid UTF-8 in a value", `{"key": "` + "\xff" + `"}`, "not valid UTF-8"},
+	{"invalid UTF-8 in a name", `{"key": "k", "` + "\xc3" + `": "x"}`, "not valid UTF-8"},
+	{"surrogate in UTF-8", `{"key": "` + "\xed\xa0\x80" + `"}`, "not valid UTF-8"},
+	{"high surrogate alone", `{"key": "\ud83d"}`, `"key" has half of an escaped surrogate pair`},
+	{"low surrogate alone", `{"key": "\uDE00"}`, `"key" has half of an escaped surrogate pair`},
+	{"two high surrogates", `{"key": "\ud83d\ud83d"}`, `"key" has half of an escaped surrogate pair`},
+	{"surrogates swapped", `{"key": "\ude00\ud83d"}`, `"key" has half of an escaped surrogate pair`},
+	{"surrogate after a backslash", `{"key": "\\\ud83d"}`, `"key" has half of an escaped surrogate pair`},
+	{"pair, then half", `{"key": "\ud83d\ude00\ud83d"}`, `"key" has half of an escaped surrogate pair`},
+	{"half at the end of a pair's length", `{"key": "\ud83dude00"}`, `"key" has half of an escaped surrogate pair`},
+	{"member twice", `{"key": "k", "key": "k"}`, `"key" is given twice`},
+	{"member twice, once escaped", `{"key": "a", "k\u0065y": "b"}`, `"key" is given twice`},
+	{"unknown member", `{"key": "k", "kee": "k"}`, `unknown member "kee": known are `},
+	{"member in capitals", `{"Key": "k"}`, `unknown member "Key"`},
+	{"member without a name", `{"key": "k", "": "x"}`, `unknown member ""`},
+	{"no key", `{"locked_by": "jane"}`, "key is missing"},
+	{"empty object", `{}`, "key is missing"},
+	{"empty key", `{"key": ""}`, "key is missing"},
+	{"null key", `{"key": null}`, "key: null is not a value"},
+	{"number for a key", `{"key": 1}`, "key: a JSON number is not what belongs here"},
+	{"list for a key", `{"key": ["k"]}`, "key: a JSON array is not what belongs here"},
+	{"object for a key", `{"key": {"k": 1}}`, "key: a JSON object is not what belongs here"},
+	{"truth for a name", `{"key": "k", "locked_by": true}`, "locked_by: a JSON bool is not what belongs here"},
+	{"null id", `{"key": "k", "id": null}`, "id: null is not a value"},
+	{"long key", `{"key": "` + strings.Repeat("k", maxName+1) + `"}`, "key has 256 bytes: at most 255 are allowed"},
+	{"long name", `{"key": "k", "lock_by": "` + strings.Repeat("ü", 128) + `"}`, "locked_by has 256 bytes: at most 255 are allowed"},
+	{"long id", `{"key": "k", "id": "` + strings.Repeat("i", maxName+1) + `"}`, "id has 256 bytes: at most 255 are allowed"},
+	{"NUL in a key", `{"key": "a\u0000"}`, "has a control character"},
+	{"line feed in a name", `{"key": "k", "locked_by": "a\nb"}`, "has a control character"},
+	{"DEL in an id", `{"key": "k", "id": "\u007f"}`, "has a control character"},
+	{"C1 control in a key", `{"key": "\u0085"}`, "has a control character"},
+	{"aliases disagree", `{"key": "k", "locked_by": "jane", "lock_by": "george"}`, "locked_by, lock_by and requestor are one thing, and disagree"},
+	{"two others disagree", `{"key": "k", "lock_by": "jane", "requestor": "george"}`, "and disagree"},
+}
+
+// taking are malformed bodies of PUT only, releasing those of DELETE.
+var taking = []struct{ name, body, problem string }{
+	{"own", `{"key": "k", "own": true}`, `unknown member "own"`},
+	{"wait a number", `{"key": "k", "wait": 30}`, "wait: a JSON number is not what belongs here"},
+	{"wait without a unit", `{"key": "k", "wait": "30"}`, `wait: "30" is not a duration such as "90s"`},
+	{"wait empty", `{"key": "k", "wait": ""}`, `wait: "" is not a duration`},
+	{"wait negative", `{"key": "k", "wait": "-1s"}`, `wait: "-1s" is not a duration`},
+	{"wait beyond all", `{"key": "k", "wait": "9999999h"}`, `wait: "9999999h" is not a duration`},
+	{"wait null", `{"key": "k", "wait": null}`, "wait: null is not a value"},
+	{"ttl null", `{"key": "k", "ttl": null}`, "ttl: null is not a value"},
+	{"ttl zero", `{"key": "k", "ttl": "0s"}`, "ttl is less than 1s"},
+	{"ttl short", `{"key": "k", "ttl": "999ms"}`, "ttl is less than 1s"},
+	{"ttl negative", `{"key": "k", "ttl": "-1h"}`, `ttl: "-1h" is not a duration`},
+	{"ttl a list", `{"key": "k", "ttl": []}`, "ttl: a JSON array is not what belongs here"},
+	{"link of another scheme", `{"key": "k", "link": "javascript:alert(1)"}`, "link is not an http or https URL"},
+	{"link to a file", `{"key": "k", "link": "file:///etc/passwd"}`, "link is not an http or https URL"},
+	{"link without a scheme", `{"key": "k", "link": "//ci.example"}`, "link is not an http or https URL"},
+	{"link without a host", `{"key": "k", "link": "https:///builds"}`, "link is not an http or https URL"},
+	{"link with a line feed", `{"key": "k", "link": "https://ci.example/\n"}`, "link is not an http or https URL"},
+	{"long link", `{"key": "k", "link": "https://ci.example/` + strings.Repeat("a", maxLink) + `"}`, "of at most 2048 bytes"},
+	{"two problems", `{"key": "k", "ttl": "x", "wiat": "1s"}`, `unknown member "wiat"`},
+	{"two problems, the other", `{"key": "k", "ttl": "x", "wiat": "1s"}`, `ttl: "x" is not a duration`},
+}
+
+var releasing = []struct{ name, body, problem string }{
+	{"wait", `{"key": "k", "wait": "1s"}`, `unknown member "wait"`},
+	{"own a string", `{"key": "k", "own": "true"}`, "own: a JSON string is not what belongs here"},
+	{"own null", `{"key": "k", "own": null}`, "own: null is not a value"},
+	{"reason", `{"key": "k", "reason": "x"}`, `unknown member "reason"`},
+}
+
+func TestMalformedBodiesAreRefused(t *testing.T) {
+	s := startServer(t, nil)
+	try := func(method, name, body, problem string) {
+		t.Run(method+" "+name, func(t *testing.T) {
+			got := s.do(t, method, "/lock/a", body)
+			var answer resource.Error
+			if err := json.Unmarshal([]byte(got.body), &answer); err != nil {
+				t.Fatal(err)
+			}
+			if got.status != "400 Bad Request" || !strings.Contains(answer.Error, problem) || len(answer.Error) > 1_000 {
+				t.Errorf("got %s %s, want %s", got.status, got.body, problem)
+			}
+		})
+	}
+	for _, row := range malformed {
+		try(put, row.name, row.body, row.problem)
+		try(del, row.name, row.body, row.problem)
+	}
+	for _, row := range taking {
+		try(put, row.name, row.body, row.problem)
+	}
+	for _, row := range releasing {
+		try(del, row.name, row.body, row.problem)
+	}
+	if got := s.do(t, get, "/locks", ""); got.body != "{}\n" {
+		t.Errorf("something was locked: %s", got.body)
+	}
+}
+
+func TestDecodeTake(t *testing.T) {
+	long := strings.Repeat("n", maxName)
+	link := "https://ci.example/" + strings.Repeat("a", maxLink-len("https://ci.example/"))
+	for _, test := range []struct {
+		name, body string
+		claim      claim
+		wait       time.Duration
+	}{
+		{"key alone", `{"key": "k"}`, claim{identity: identity{"k", "k", ""}}, 0},
+		{"name", `{"key": "k", "locked_by": "jane"}`, claim{identity: identity{"k", "jane", ""}}, 0},
+		{"first alias", `{"key": "k", "lock_by": "jane"}`, claim{identity: identity{"k", "jane", ""}}, 0},
+		{"second alias", `{"key": "k", "requestor": "jane"}`, claim{identity: identity{"k", "jane", ""}}, 0},
+		{"aliases agree", `{"key": "k", "requestor": "jane", "lock_by": "jane", "locked_by": "jane"}`, claim{identity: identity{"k", "jane", ""}}, 0},
+		{"an alias is empty", `{"key": "k", "locked_by": "", "lock_by": "jane"}`, claim{identity: identity{"k", "jane", ""}}, 0},
+		{"everything", `{"key": "k", "locked_by": "jane", "id": "7", "wait": "30s", "ttl": "1h30m", "link": "HTTPS://ci.example"}`,
+			claim{identity{"k", "jane", "7"}, resource.Duration(90 * time.Minute), "HTTPS://ci.example"}, 30 * time.Second},
+		{"empty id and link", `{"key": "k", "id": "", "link": ""}`, claim{identity: identity{"k", "k", ""}}, 0},
+		{"shortest ttl", `{"key": "k", "ttl": "1s"}`, claim{identity: identity{"k", "k", ""}, TTL: resource.Duration(time.Second)}, 0},
+		{"no wait", `{"key": "k", "wait": "0s"}`, claim{identity: identity{"k", "k", ""}}, 0},
+		{"wait too long", `{"key": "k", "wait": "1h"}`, claim{identity: identity{"k", "k", ""}}, maxWait},
+		{"escapes", `{"key": "\ud83d\ude00\u00fc\\ud83d\"\ud7ff"}`, claim{identity: identity{"😀ü\\ud83d\"\ud7ff", "😀ü\\ud83d\"\ud7ff", ""}}, 0},
+		{"longest", `{"key": "` + long + `", "id": "` + long + `", "link": "` + link + `"}`, claim{identity: identity{long, long, long}, Link: link}, 0},
+		{"white space", "\r\n\t {\"key\" :\n\"k\"} \n", claim{identity: identity{"k", "k", ""}}, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c, wait, err := decodeTake([]byte(test.body))
+			if err != nil || c != test.claim || wait != test.wait {
+				t.Errorf("got %+v, %v, %v", c, wait, err)
+			}
+		})
+	}
+}
+
+// FuzzRequestBody checks that nothing makes the decoders panic, and that what
+// they accept is in the limits and no other JSON than a common parser reads.
+func FuzzRequestBody(f *testing.F) {
+	for _, rows := range [][]struct{ name, body, problem string }{malformed, taking, releasing} {
+		for _, row := range rows {
+			f.Add([]byte(row.body))
+		}
+	}
+	f.Add([]byte(`{"key": "k", "requestor": "jane", "id": "7", "wait": "30s", "ttl": "1h", "link": "https://ci.example"}`))
+	f.Add([]byte(`{"key": "\ud83d\ude00", "lock_by": "\u00fc", "own": true}`))
+	f.Add([]byte(`{"locked_by": "jane", "reason": "it hangs"}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		c, wait, err := decodeTake(body)
+		if err == nil {
+			wantLawful(t, c.identity, body)
+			if wait < 0 || wait > maxWait || c.TTL != 0 && c.TTL < resource.Duration(time.Second) || len(c.Link) > maxLink {
+				t.Errorf("accepted %+v, %v", c, wait)
+			}
+		}
+		if who, _, err := decodeRelease(body); err == nil {
+			wantLawful(t, who, body)
+		}
+		decodeForce(body)
+	})
+}
+
+func wantLawful(t *testing.T, who identity, body []byte) {
+	t.Helper()
+	var members map[string]any
+	if err := json.Unmarshal(body, &members); err != nil || members["key"] != who.Key {
+		t.Errorf("accepted %q, which reads %v, %v", body, members, err)
+	}
+	for _, s := range []string{who.Key, who.LockedBy} {
+		if s == "" || len(s) > maxName || !utf8.ValidString(s) {
+			t.Errorf("accepted %+v", who)
+		}
+	}
+}
