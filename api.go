@@ -238,6 +238,9 @@ func (a *api) take(r *http.Request, body []byte) (reply, error) {
 		return reply{}, err
 	}
 	c, wait, err := decodeTake(body)
+	if err == nil {
+		err = noIfMatch(r)
+	}
 	if err != nil {
 		return reply{}, badRequest(err)
 	}
@@ -262,10 +265,11 @@ func (a *api) release(r *http.Request, body []byte) (reply, error) {
 		return a.force(r, name, body)
 	case query.Has("force") && force != "false":
 		return reply{}, badRequest(fmt.Errorf("force is %q: it must be true or false", force))
-	case r.Header.Get("If-Match") != "":
-		return reply{}, badRequest(errors.New("If-Match goes with force=true: a release is matched by its key and id"))
 	}
 	who, own, err := decodeRelease(body)
+	if err == nil {
+		err = noIfMatch(r)
+	}
 	if err != nil {
 		return reply{}, badRequest(err)
 	}
@@ -303,6 +307,14 @@ func (a *api) ask(req *request, who identity) (reply, error) {
 		rep.granted = hold{req.lock, got.token}
 	}
 	return rep, err
+}
+
+// noIfMatch refuses a condition that would otherwise silently not be met.
+func noIfMatch(r *http.Request) error {
+	if r.Header.Get("If-Match") != "" {
+		return errors.New("If-Match goes with force=true: other requests are matched by their key and id")
+	}
+	return nil
 }
 
 // lockName returns the path's lock. Its segment is percent-encoded (RFC 3986).

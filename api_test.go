@@ -116,6 +116,7 @@ func TestAPI(t *testing.T) {
 		{"force empty", nil, apiCall{del, "/lock/a?force", "", nil}, "400 Bad Request", "", []string{`force is \"\": it must be true or false`}},
 		{"force with a key", nil, apiCall{del, "/lock/a?force=true", `{"key": "k"}`, nil}, "400 Bad Request", "", []string{`unknown member \"key\"`}},
 		{"If-Match without force", nil, apiCall{del, "/lock/a", jane, []string{"If-Match", `"1"`}}, "400 Bad Request", "", []string{"If-Match goes with force=true"}},
+		{"If-Match on a take", nil, apiCall{put, "/lock/a", jane, []string{"If-Match", `"1"`}}, "400 Bad Request", "", []string{"If-Match goes with force=true"}},
 		{"If-Match without quotes", nil, apiCall{del, "/lock/a?force=true", "", []string{"If-Match", "1"}}, "400 Bad Request", "", []string{"it must be one revision in quotes"}},
 		{"If-Match weak", nil, apiCall{del, "/lock/a?force=true", "", []string{"If-Match", `W/"1"`}}, "400 Bad Request", "", []string{"it must be one revision in quotes"}},
 		{"If-Match of two", nil, apiCall{del, "/lock/a?force=true", "", []string{"If-Match", `"1"`, "If-Match", `"2"`}}, "400 Bad Request", "", []string{"it must be one revision in quotes"}},

@@ -107,6 +107,9 @@ func TestConfigRefused(t *testing.T) {
 	_, otherKey := newCertificate(t, other, "other")
 	overwrite(t, "empty", nil)
 	overwrite(t, "garbage", []byte("no PEM at all"))
+	if err := os.Symlink("missing.json", "dangling.json"); err != nil {
+		t.Fatal(err)
+	}
 	const bothOrNeither, number, hostPort = "set both, or neither", "it must be a number from 1 to 65535", "it must be host:port"
 	const readable, pair, writable = "that the locker can read", "name a certificate and its own key", "name a file in a folder that the locker can write"
 	for _, test := range []struct {
@@ -145,6 +148,7 @@ func TestConfigRefused(t *testing.T) {
 		{"swapped", nil, []string{"SSL_CERT=" + keyFile, "SSL_KEY=" + certFile}, []string{"SSL_CERT " + keyFile, pair}},
 		{"another's key", nil, []string{"SSL_CERT=" + certFile, "SSL_KEY=" + otherKey}, []string{certFile, "SSL_KEY " + otherKey, pair}},
 		{"state folder missing", nil, []string{"LOCKER_CONFIG=/missing/locker.json"}, []string{`LOCKER_CONFIG is "/missing/locker.json"`, "/missing", writable}},
+		{"state a link to nothing", nil, []string{"LOCKER_CONFIG=dangling.json"}, []string{`LOCKER_CONFIG is "dangling.json"`, "not there", writable}},
 		{"state folder a file", nil, []string{"LOCKER_CONFIG=empty/locker.json"}, []string{`LOCKER_CONFIG is "empty/locker.json"`, "no folder", writable}},
 		{"state folder below a file", nil, []string{"LOCKER_CONFIG=empty/sub/locker.json"}, []string{`LOCKER_CONFIG is "empty/sub/locker.json"`, writable}},
 		{"state a folder", nil, []string{"LOCKER_CONFIG=" + other}, []string{`LOCKER_CONFIG is "` + other + `"`, "no file", writable}},

@@ -265,8 +265,12 @@ func checkStateFile(path string) error {
 	if err := syscall.Access(folder, writeAndSearch); err != nil {
 		return fmt.Errorf("LOCKER_CONFIG is %q: folder %s: %w: %s", path, folder, err, mend)
 	}
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+	info, err := os.Stat(path)
+	if err == nil && !info.Mode().IsRegular() {
 		return fmt.Errorf("LOCKER_CONFIG is %q: that is no file: %s", path, mend)
+	}
+	if _, linkErr := os.Readlink(path); linkErr == nil && err != nil {
+		return fmt.Errorf("LOCKER_CONFIG is %q: a link to a file that is not there: %w: mount its disk, or %s", path, err, mend)
 	}
 	return nil
 }

@@ -61,6 +61,10 @@ var errUnknown = errors.New("it is not known whether this was saved")
 // What was read is on disk when openStore returns, even if the process that
 // wrote it died between its rename and its fsync.
 func openStore(path string, steps steps, now time.Time) (*store, *state, error) {
+	path, err := filepath.Abs(path) // so that errors and the log name it in full
+	if err != nil {
+		return nil, nil, fmt.Errorf("find state file: %w", err)
+	}
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target // a rename would replace the link, not the file
 	}
