@@ -238,10 +238,7 @@ func (a *api) take(r *http.Request, body []byte) (reply, error) {
 		return reply{}, err
 	}
 	c, wait, err := decodeTake(body)
-	if err == nil {
-		err = noIfMatch(r)
-	}
-	if err != nil {
+	if err := errors.Join(err, noIfMatch(r)); err != nil {
 		return reply{}, badRequest(err)
 	}
 	req := &request{lock: name, ctx: r.Context(), apply: func(d *draft) outcome { return d.take(name, c, wait > 0) }}
@@ -267,10 +264,7 @@ func (a *api) release(r *http.Request, body []byte) (reply, error) {
 		return reply{}, badRequest(fmt.Errorf("force is %q: it must be true or false", force))
 	}
 	who, own, err := decodeRelease(body)
-	if err == nil {
-		err = noIfMatch(r)
-	}
-	if err != nil {
+	if err := errors.Join(err, noIfMatch(r)); err != nil {
 		return reply{}, badRequest(err)
 	}
 	return a.ask(&request{lock: name, ctx: context.WithoutCancel(r.Context()), apply: func(d *draft) outcome {
