@@ -93,96 +93,111 @@ func call(b testing.TB, c *http.Client, method, url, body string) {
 	}
 }
 
-// perOp runs a sub-benchmark and returns what one of its operations took.
-func perOp(b *testing.B, name string, run func(b *testing.B)) (took time.Duration) {
-	b.Run(name, func(b *testing.B) {
-		b.ReportAllocs()
-		run(b)
-		took = b.Elapsed() / time.Duration(b.N)
-	})
-	return max(took, 1)
+// side is one of the things that a benchmark compares.
+type side struct {
+	name string
+	ops  int // in one run
+	run  func()
+	took time.Duration // all runs
+	runs int
 }
 
-// bareCommits is the floor of a commit: the durable write alone, of that many bytes.
-func bareCommits(b *testing.B, size int) {
-	st, _ := openAt(b, filepath.Join(b.TempDir(), "floor"))
-	data := bytes.Repeat([]byte("x"), size)
+// perOp returns what an operation took.
+func (s *side) perOp() time.Duration {
+	return max(s.took/time.Duration(max(s.runs*s.ops, 1)), 1)
+}
+
+// inTurns runs the sides by turns, so that all of them see the same machine,
+// and reports what an operation of each took.
+func inTurns(b *testing.B, sides ...*side) {
+	b.ReportAllocs()
 	for b.Loop() {
-		if err := st.replace(st.path, data); err != nil {
-			b.Fatal(err)
+		for _, s := range sides {
+			start := time.Now()
+			s.run()
+			s.took += time.Since(start)
+			s.runs++
 		}
 	}
+	for _, s := range sides {
+		b.ReportMetric(float64(s.perOp()), s.name+"-ns")
+	}
+	b.ReportMetric(0, "ns/op") // of all sides together: of no use
 }
 
-func bareRoundTrips(b *testing.B) {
-	url, c := bare(b), client()
-	for b.Loop() {
-		call(b, c, "PUT", url, `{"key": "k"}`)
-	}
+// bareCommit is the floor of a commit: the durable write alone, of that many bytes.
+func bareCommit(b *testing.B, size, ops int) *side {
+	st, _ := openAt(b, filepath.Join(b.TempDir(), "floor"))
+	data := bytes.Repeat([]byte("x"), size)
+	return &side{name: "commit", ops: ops, run: func() {
+		for range ops {
+			if err := st.replace(st.path, data); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}}
 }
 
 // BenchmarkOneClient: a request takes at most one commit and 1.5 round trips.
 // Ratio: what it takes over that; at most 1.
 func BenchmarkOneClient(b *testing.B) {
-	commit := perOp(b, "floor/commit", func(b *testing.B) { bareCommits(b, 160) })
-	roundTrip := perOp(b, "floor/http", bareRoundTrips)
-	perOp(b, "locker", func(b *testing.B) {
-		url, _ := served(b)
-		c := client()
-		for i := 0; b.Loop(); i++ {
-			call(b, c, []string{"PUT", "DELETE"}[i%2], url+"/lock/l", `{"key": "k"}`)
-		}
-		b.ReportMetric(float64(b.Elapsed())/float64(b.N)/float64(commit+roundTrip*3/2), "ratio")
-	})
+	bareURL, c := bare(b), client()
+	url, _ := served(b)
+	n := 0
+	commit := bareCommit(b, 160, 1)
+	roundTrip := &side{name: "http", ops: 1, run: func() { call(b, c, "PUT", bareURL, `{"key": "k"}`) }}
+	locker := &side{name: "locker", ops: 1, run: func() {
+		call(b, c, []string{"PUT", "DELETE"}[n%2], url+"/lock/l", `{"key": "k"}`)
+		n++
+	}}
+	inTurns(b, commit, roundTrip, locker)
+	b.ReportMetric(float64(locker.perOp())/float64(commit.perOp()+roundTrip.perOp()*3/2), "ratio")
 }
 
-// parallel runs a request of each of 64 clients at a time.
-func parallel(b *testing.B, request func(c *http.Client, client, n int)) {
-	c := client()
-	b.SetParallelism(32) // times two processors
-	var next sync.Mutex
-	clients := 0
-	b.RunParallel(func(pb *testing.PB) {
-		next.Lock()
-		clients++
-		me := clients
-		next.Unlock()
-		for n := 0; pb.Next(); n++ {
-			request(c, me, n)
+// of64 has each of 64 clients do something that often, at once.
+func of64(times int, do func(client, n int)) func() {
+	return func() {
+		var all sync.WaitGroup
+		for i := range 64 {
+			all.Go(func() {
+				for n := range times {
+					do(i, n)
+				}
+			})
 		}
-	})
+		all.Wait()
+	}
 }
 
 // Benchmark64Clients, each on its own lock. Ratio: requests per second over the
 // lesser of the bare handler's and 64 times the bare commits'; at least 0.5.
 func Benchmark64Clients(b *testing.B) {
-	commit := perOp(b, "floor/commit", func(b *testing.B) { bareCommits(b, 64*140) })
-	answer := perOp(b, "floor/http", func(b *testing.B) {
-		url := bare(b)
-		parallel(b, func(c *http.Client, _, _ int) { call(b, c, "PUT", url, `{"key": "k"}`) })
-	})
-	perOp(b, "locker", func(b *testing.B) {
-		url, _ := served(b)
-		parallel(b, func(c *http.Client, client, n int) {
-			call(b, c, []string{"PUT", "DELETE"}[n%2], fmt.Sprintf("%s/lock/l%d", url, client), `{"key": "k"}`)
-		})
-		b.ReportMetric(float64(max(answer, commit/64))/(float64(b.Elapsed())/float64(b.N)), "ratio")
-	})
+	const each = 40
+	bareURL, c := bare(b), client()
+	url, _ := served(b)
+	commit := bareCommit(b, 64*140, 50)
+	answer := &side{name: "http", ops: 64 * each, run: of64(each, func(int, int) { call(b, c, "PUT", bareURL, `{"key": "k"}`) })}
+	locker := &side{name: "locker", ops: 64 * each, run: of64(each, func(client, n int) {
+		call(b, c, []string{"PUT", "DELETE"}[n%2], fmt.Sprintf("%s/lock/l%d", url, client), `{"key": "k"}`)
+	})}
+	inTurns(b, commit, answer, locker)
+	b.ReportMetric(float64(max(answer.perOp(), commit.perOp()/64))/float64(locker.perOp()), "ratio")
 }
 
 // BenchmarkContended: 64 clients take one lock, release it and queue again.
 // Ratio: hand-offs per second over bare commits per second; at least 0.7.
 func BenchmarkContended(b *testing.B) {
-	commit := perOp(b, "floor/commit", func(b *testing.B) { bareCommits(b, 64*140) })
-	perOp(b, "locker", func(b *testing.B) {
-		url, _ := served(b)
-		url += "/lock/l"
-		parallel(b, func(c *http.Client, client, _ int) {
-			call(b, c, "PUT", url, fmt.Sprintf(`{"key": "k%d", "wait": "60s"}`, client))
-			call(b, c, "DELETE", url, fmt.Sprintf(`{"key": "k%d"}`, client))
-		})
-		b.ReportMetric(float64(commit)/(float64(b.Elapsed())/float64(b.N)), "ratio")
-	})
+	const each = 10
+	c := client()
+	url, _ := served(b)
+	url += "/lock/l"
+	commit := bareCommit(b, 64*140, 100)
+	locker := &side{name: "locker", ops: 64 * each, run: of64(each, func(client, _ int) {
+		call(b, c, "PUT", url, fmt.Sprintf(`{"key": "k%d", "wait": "60s"}`, client))
+		call(b, c, "DELETE", url, fmt.Sprintf(`{"key": "k%d"}`, client))
+	})}
+	inTurns(b, commit, locker)
+	b.ReportMetric(float64(commit.perOp())/float64(locker.perOp()), "ratio")
 }
 
 // manyHeld returns a state with 10,000 locks held, of about 2 MB.
@@ -200,34 +215,32 @@ func manyHeld() *state {
 // second over bare ones of that size; at least 0.5.
 func Benchmark10000Held(b *testing.B) {
 	s := manyHeld()
-	size := len(s.appendTo(nil))
-	commit := perOp(b, "floor/commit", func(b *testing.B) { bareCommits(b, size) })
-	perOp(b, "locker", func(b *testing.B) {
-		st, _ := openAt(b, filepath.Join(b.TempDir(), "locker.json"))
-		c, err := newCommitter(st, s, quiet(), time.Now)
-		if err != nil {
-			b.Fatal(err)
+	commit := bareCommit(b, len(s.appendTo(nil)), 1)
+	st, _ := openAt(b, filepath.Join(b.TempDir(), "locker.json"))
+	c, err := newCommitter(st, s, quiet(), time.Now)
+	if err != nil {
+		b.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- c.run() }()
+	n := 0
+	locker := &side{name: "locker", ops: 1, run: func() {
+		apply := func(d *draft) outcome { return d.take("one", of("k a"), false) }
+		if n++; n%2 == 0 {
+			apply = func(d *draft) outcome { return d.release("one", of("k a").identity, false) }
 		}
-		ended := make(chan error, 1)
-		go func() { ended <- c.run() }()
-		for i := 0; b.Loop(); i++ {
-			apply := func(d *draft) outcome { return d.take("one", of("k a"), false) }
-			if i%2 == 1 {
-				apply = func(d *draft) outcome { return d.release("one", of("k a").identity, false) }
-			}
-			if a := c.do(&request{lock: "one", ctx: b.Context(), apply: apply}); a.err != nil {
-				b.Fatal(a.err)
-			}
+		if a := c.do(&request{lock: "one", ctx: b.Context(), apply: apply}); a.err != nil {
+			b.Fatal(a.err)
 		}
-		b.ReportMetric(float64(commit)/(float64(b.Elapsed())/float64(b.N)), "ratio")
-		b.ReportMetric(float64(size), "file-bytes")
-		c.close()
-		<-ended
-	})
+	}}
+	inTurns(b, commit, locker)
+	b.ReportMetric(float64(commit.perOp())/float64(locker.perOp()), "ratio")
+	c.close()
+	<-ended
 }
 
-// BenchmarkStart reads a file with 10,000 locks held. It should take less than
-// 100 ms; the floor reads the file and checks that it is JSON.
+// BenchmarkStart starts with 10,000 locks held, which takes less than 100 ms.
+// The floor reads the file and checks that it is JSON.
 func BenchmarkStart(b *testing.B) {
 	path := filepath.Join(b.TempDir(), "locker.json")
 	st, _ := openAt(b, path)
@@ -235,26 +248,21 @@ func BenchmarkStart(b *testing.B) {
 		b.Fatal(err)
 	}
 	st.close()
-	perOp(b, "floor/valid", func(b *testing.B) {
-		for b.Loop() {
-			data, err := os.ReadFile(path)
-			if err != nil || !json.Valid(data) {
-				b.Fatal("not valid", err)
-			}
+	inTurns(b, &side{name: "valid", ops: 1, run: func() {
+		data, err := os.ReadFile(path)
+		if err != nil || !json.Valid(data) {
+			b.Fatal("not valid", err)
 		}
-	})
-	perOp(b, "locker", func(b *testing.B) {
-		for b.Loop() {
-			st, s, err := openStore(path, realSteps(), time.Now())
-			if err != nil {
-				b.Fatal(err)
-			}
-			if _, err := newCommitter(st, s, quiet(), time.Now); err != nil {
-				b.Fatal(err)
-			}
-			st.close()
+	}}, &side{name: "locker", ops: 1, run: func() {
+		st, s, err := openStore(path, realSteps(), time.Now())
+		if err != nil {
+			b.Fatal(err)
 		}
-	})
+		if _, err := newCommitter(st, s, quiet(), time.Now); err != nil {
+			b.Fatal(err)
+		}
+		st.close()
+	}})
 }
 
 // BenchmarkMemory reports the resident memory of a process of its own, in MiB:

@@ -19,8 +19,9 @@ import (
 // requests in flight, so that a commit that fails loses none of it.
 
 const (
-	retryPause = time.Second     // between the saves that are tried while commits fail
-	wallPause  = 5 * time.Second // between looks at the wall clock, which may jump, while a ttl runs
+	retryPause = time.Second          // between the saves that are tried while commits fail
+	wallPause  = 5 * time.Second      // between looks at the wall clock, which may jump, while a ttl runs
+	gatherMost = 2 * time.Millisecond // about what clients of the same machine or network need to come back
 )
 
 var (
@@ -238,9 +239,10 @@ func (c *committer) next() (batch []*request, closed bool) {
 	return c.take()
 }
 
-// gather waits, no longer than the last commit took, for as many requests as
-// that one answered: busy clients come back at once, and one commit for all of
-// them is cheaper than one for each half.
+// gather waits a moment for as many requests as the last commit answered, and
+// left in the queue: busy clients come back at once, and one commit for all of
+// them is cheaper than one for each half. It waits no longer than three commits
+// take, so that it never costs more than it can win.
 func (c *committer) gather() {
 	left := time.Until(c.gathering)
 	if left <= 0 {
@@ -255,6 +257,14 @@ func (c *committer) gather() {
 			return
 		}
 	}
+}
+
+// expectMore says what gather waits for, after a commit that took that long.
+func (c *committer) expectMore(took time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.expect = c.answered + len(c.queue)
+	c.gathering = time.Now().Add(min(3*took, gatherMost))
 }
 
 func (c *committer) short() bool {
@@ -320,10 +330,7 @@ func (c *committer) commit(batch []*request) error {
 	c.answered = 0
 	c.answer(d, batch, outcomes, now)
 	c.answerOver(over)
-	c.mu.Lock()
-	c.expect = c.answered
-	c.mu.Unlock()
-	c.gathering = time.Now().Add(time.Since(now))
+	c.expectMore(time.Since(now))
 	c.logEvents(d.events)
 	return nil
 }
