@@ -140,7 +140,7 @@ func early(ctx context.Context, asked time.Time, wait time.Duration) {
 // acquired tells people and Concourse of the grant.
 func (c *claim) acquired(a Answer) error {
 	waited := age(time.Since(c.started)).String()
-	line := fmt.Sprintf("%s, after %s; its token is %d", a.Response, waited, a.Token)
+	line := fmt.Sprintf("%s (waited %s, token %d)", a.Response, waited, a.Token)
 	if a.Repeat {
 		c.say.warn("%s", line)
 	} else {
