@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"encoding/pem"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -208,7 +210,9 @@ func TestServersWordsAreCleaned(t *testing.T) {
 }
 
 func TestCertificates(t *testing.T) {
-	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { answerWith(w, 200, freeLock) }))
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { answerWith(w, 200, freeLock) }))
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	srv.StartTLS()
 	defer srv.Close()
 	plainSrv := httptest.NewServer(srv.Config.Handler)
 	defer plainSrv.Close()
@@ -257,6 +261,7 @@ func listenOn2(t *testing.T, srv *httptest.Server, uri *string) {
 	if err != nil {
 		t.Skip("needs 127.0.0.2:", err)
 	}
+	other.Config.ErrorLog = srv.Config.ErrorLog
 	other.Listener.Close()
 	other.Listener = l
 	other.TLS = srv.TLS.Clone()

@@ -59,6 +59,8 @@ func (o *outParams) check() error {
 	return errors.Join(problems...)
 }
 
+func (o *outParams) onlyOwn() bool { return o.own != nil && bool(*o.own) }
+
 // claim is one lock or unlock of a build.
 type claim struct {
 	*program
@@ -82,7 +84,7 @@ func (p *program) out(ctx context.Context) error {
 	id, known := buildID(p.getenv)
 	r, err := p.read(ctx, params.fields(), func() error {
 		err := params.check()
-		if !known && params.own != nil && bool(*params.own) {
+		if !known && params.lockOp == "unlock" && params.onlyOwn() {
 			err = errors.Join(err, errors.New("own needs ATC_EXTERNAL_URL and BUILD_ID, which say what this build took: set both, or leave own out"))
 		}
 		return err
@@ -109,9 +111,8 @@ func (c *claim) releases(own bool) Release {
 func (c *claim) unlock(ctx context.Context) error {
 	trying, cancel := outlive(ctx, unlockTime)
 	defer cancel()
-	own := c.params.own != nil && bool(*c.params.own)
 	a, err := retry(trying, &patience{budget: outBudget, hurry: ctx, say: c.say}, func() (Answer, error) {
-		return c.client.release(trying, c.releases(own))
+		return c.client.release(trying, c.releases(c.params.onlyOwn()))
 	})
 	if err != nil {
 		return fmt.Errorf("unlock %s: %w", c.name, err)

@@ -148,8 +148,10 @@ func answerWith(w http.ResponseWriter, status int, body string) {
 	io.WriteString(w, body)
 }
 
-// hold keeps a request open as long as it asks to, or its connection lasts.
+// hold keeps a request open for d, or as long as its connection lasts. Its end
+// is noticed only when the body has been read.
 func hold(r *http.Request, d time.Duration) {
+	io.Copy(io.Discard, r.Body)
 	select {
 	case <-time.After(d):
 	case <-r.Context().Done():
