@@ -272,7 +272,7 @@ func TestNothingSecretIsPrinted(t *testing.T) {
 		func(w http.ResponseWriter, _ *http.Request) { answerWith(w, 423, queuedJSON) },
 		func(w http.ResponseWriter, _ *http.Request) { answerWith(w, 500, "") },
 		func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, "http://"+strings.TrimPrefix(r.Header.Get("Authorization"), "Basic ")+":CANARY@h/CANARY", 302)
+			http.Redirect(w, r, "http://"+strings.TrimPrefix(r.Header.Get("Authorization"), "Basic ")+":CANARY@h/CANARY", http.StatusFound)
 		},
 		func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 		func(_ http.ResponseWriter, r *http.Request) { hold(r, nextWait*3) },
