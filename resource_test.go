@@ -59,6 +59,7 @@ func TestResource(t *testing.T) {
 		"aborts and lost answers":          testAbortsAndLostAnswers,
 		"TLS, credentials and a prefix":    testTLSCredentialsAndPrefix,
 		"size":                             testSize,
+		"cost":                             testCost,
 		"image":                            testImage,
 	} {
 		t.Run(name, func(t *testing.T) {
