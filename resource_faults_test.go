@@ -39,7 +39,7 @@ func testOrder(t *testing.T, built programs) {
 	steps := make([]*step, builds)
 	for i := range steps {
 		steps[i] = p.out(t, fmt.Sprint(i+1), lockParams("k", ""))
-		s.await(t, "myLock", waiting(i+1))
+		s.await(t, "myLock", withWaiters(i+1))
 	}
 	killed := map[int]os.Signal{2: syscall.SIGTERM, 3: syscall.SIGKILL, 5: syscall.SIGTERM, 9: syscall.SIGTERM, 13: syscall.SIGKILL, 14: syscall.SIGTERM, 19: syscall.SIGTERM}
 	for i, signal := range killed {
@@ -60,7 +60,7 @@ func testOrder(t *testing.T, built programs) {
 		}
 		p.out(t, fmt.Sprint(i+1), unlockParams("k", "")).ok(t)
 	}
-	if l := s.lock(t, "myLock"); !free(l) {
+	if l := s.lock(t, "myLock"); !nobodys(l) {
 		t.Errorf("lock %+v", l)
 	}
 }
@@ -72,7 +72,7 @@ func testAbortWhileWaiting(t *testing.T, built programs) {
 	p.out(t, "1", lockParams("k", "")).ok(t)
 	for _, unlock := range []map[string]any{unlockParams("k", ""), ownUnlock("k")} {
 		waiter := p.out(t, "2", lockParams("k", ""))
-		s.await(t, "myLock", waiting(1))
+		s.await(t, "myLock", withWaiters(1))
 		waiter.abort()
 		waiter.failed(t, "lock myLock: aborted: the claim of k is given back\n")
 		ensure := p.out(t, "2", unlock)
@@ -91,7 +91,7 @@ func testAbortOfASlowServer(t *testing.T, built programs) {
 	p := built.pipeline(s.address)
 	p.out(t, "1", lockParams("k", "")).ok(t)
 	waiter := p.out(t, "2", lockParams("k", ""))
-	s.await(t, "myLock", waiting(1))
+	s.await(t, "myLock", withWaiters(1))
 	s.cmd.Process.Signal(syscall.SIGSTOP)
 	t.Cleanup(func() { s.cmd.Process.Signal(syscall.SIGCONT) })
 	aborted := time.Now()
@@ -103,7 +103,7 @@ func testAbortOfASlowServer(t *testing.T, built programs) {
 	s.cmd.Process.Signal(syscall.SIGCONT)
 	p.out(t, "2", ownUnlock("k")).ok(t)
 	p.out(t, "1", ownUnlock("k")).ok(t)
-	if l := s.lock(t, "myLock"); !free(l) {
+	if l := s.lock(t, "myLock"); !nobodys(l) {
 		t.Errorf("lock %+v", l)
 	}
 }
@@ -119,7 +119,7 @@ func testUnlockOutlivesAbort(t *testing.T, built programs) {
 	unlock.abort()
 	s.restart(t)
 	unlock.ok(t)
-	if l := s.lock(t, "myLock"); !free(l) {
+	if l := s.lock(t, "myLock"); !nobodys(l) {
 		t.Errorf("lock %+v", l)
 	}
 }
@@ -159,7 +159,7 @@ func testServerRestarted(t *testing.T, built programs) {
 	var waiters []*step
 	for i := range 3 {
 		waiters = append(waiters, p.out(t, fmt.Sprint(i+2), lockParams("k", "")))
-		s.await(t, "myLock", waiting(i+1))
+		s.await(t, "myLock", withWaiters(i+1))
 	}
 	for _, signal := range []os.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 		s.end(signal)
@@ -229,7 +229,7 @@ func testAnswersLost(t *testing.T, built programs) {
 	lock.said(t, "the connection was closed before the answer: trying again in")
 	lock.said(t, "before, by this same claim")
 	next := built.pipeline(s.address).out(t, "2", lockParams("k", ""))
-	s.await(t, "myLock", waiting(1))
+	s.await(t, "myLock", withWaiters(1))
 	p.out(t, "1", unlockParams("k", "")).ok(t)
 	next.ok(t)
 	if l := s.lock(t, "myLock"); len(l.Holders) != 1 || l.Holders[0].Link != "https://ci.example/builds/2" {
@@ -342,7 +342,7 @@ func testAbortsAndLostAnswers(t *testing.T, built programs) {
 	all.Wait()
 	stop()
 	watch.Wait()
-	if l := s.lock(t, "myLock"); !free(l) {
+	if l := s.lock(t, "myLock"); !nobodys(l) {
 		t.Errorf("in the end: %+v", l)
 	}
 	if n := st.granted.Load(); n != int32(len(st.builds)/2) {

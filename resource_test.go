@@ -169,9 +169,9 @@ func (s *lockerServer) await(t testing.TB, name string, wanted func(resource.Loc
 	t.Fatalf("lock %s did not become what is waited for: %+v", name, s.lock(t, name))
 }
 
-func free(l resource.Lock) bool { return len(l.Holders) == 0 && len(l.Waiters) == 0 }
+func nobodys(l resource.Lock) bool { return len(l.Holders) == 0 && len(l.Waiters) == 0 }
 
-func waiting(n int) func(resource.Lock) bool {
+func withWaiters(n int) func(resource.Lock) bool {
 	return func(l resource.Lock) bool { return len(l.Waiters) == n && len(l.Holders) > 0 }
 }
 
@@ -367,7 +367,7 @@ func testSharedJobs(t *testing.T, built programs) {
 		t.Errorf("owners %q", owners)
 	}
 	exclusive := p.out(t, "3", lockParams("cannot-coexist", "exclusive-job"))
-	s.await(t, "myLock", waiting(1))
+	s.await(t, "myLock", withWaiters(1))
 	again := p.out(t, "4", lockParams("can-coexist", "coexisting-1"))
 	again.said(t, "coexisting-1 is 2nd in line behind exclusive-job\n")
 	p.put(t, "1", unlockParams("can-coexist", "coexisting-1"))
@@ -381,7 +381,7 @@ func testSharedJobs(t *testing.T, built programs) {
 	p.put(t, "3", unlockParams("cannot-coexist", "exclusive-job"))
 	again.ok(t)
 	p.put(t, "4", unlockParams("can-coexist", "coexisting-1"))
-	if l := s.lock(t, "myLock"); !free(l) {
+	if l := s.lock(t, "myLock"); !nobodys(l) {
 		t.Errorf("lock %+v", l)
 	}
 }
@@ -424,7 +424,7 @@ func testRunTwice(t *testing.T, built programs) {
 		t.Errorf("first %v, then %v", first, got)
 	}
 	waiter := p.out(t, "2", lockParams("k", ""))
-	s.await(t, "myLock", waiting(1))
+	s.await(t, "myLock", withWaiters(1))
 	waiter.cmd.Process.Kill()
 	<-waiter.ended
 	waiter = p.out(t, "2", lockParams("k", ""))

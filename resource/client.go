@@ -69,7 +69,8 @@ func newClient(s *source, dial dialer) *client {
 	}
 }
 
-// proxy is http.ProxyFromEnvironment, whose errors may carry a proxy's password.
+// proxy is http.ProxyFromEnvironment, which reads the process's environment
+// and whose errors may carry a proxy's password.
 func proxy(r *http.Request) (*url.URL, error) {
 	u, err := http.ProxyFromEnvironment(r)
 	if err != nil {

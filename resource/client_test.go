@@ -70,16 +70,19 @@ func TestQueuedClaimOutlastsOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked record
 		start := time.Now()
+		down := func() bool { return time.Since(start) > 2*time.Minute && time.Since(start) < 9*time.Hour }
 		s := serve(t, func(w http.ResponseWriter, r *http.Request) {
 			asked.note(r)
-			if time.Since(start) > time.Hour {
+			if time.Since(start) > 9*time.Hour {
 				answerWith(w, http.StatusOK, grantJSON)
 				return
 			}
-			hold(r, firstWait)
+			if hold(r, firstWait); down() {
+				panic(http.ErrAbortHandler)
+			}
 			answerWith(w, http.StatusLocked, queuedJSON)
 		})
-		s.down = func() bool { return time.Since(start) > 2*time.Minute && time.Since(start) < 9*time.Hour }
+		s.down = down
 		r := s.run(t.Context(), (*program).out, askLock)
 		if r.err != nil {
 			t.Fatal(r.err)
@@ -236,7 +239,7 @@ func TestCertificates(t *testing.T) {
 				listenOn2(t, srv, &test.uri)
 			}
 			request, err := json.Marshal(map[string]any{"source": map[string]any{
-				"locker_uri": test.uri, "lock_name": "l", "ca_cert": test.ca, "skip_ssl_validation": test.skip,
+				"locker_uri": test.uri, "lock_name": "l", "username": "u", "password": "CANARY", "ca_cert": test.ca, "skip_ssl_validation": test.skip,
 			}})
 			if err != nil {
 				t.Fatal(err)
@@ -246,8 +249,8 @@ func TestCertificates(t *testing.T) {
 			if test.says == "" && err != nil || test.says != "" && (err == nil || !strings.Contains(err.Error(), test.says)) {
 				t.Errorf("error %v", err)
 			}
-			if stderr.Len() > 0 {
-				t.Errorf("stderr %s", stderr.String())
+			if stderr.Len() > 0 || err != nil && strings.Contains(err.Error(), "CANARY") {
+				t.Errorf("error %v, stderr %s", err, stderr.String())
 			}
 		})
 	}
