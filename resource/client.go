@@ -189,6 +189,8 @@ func (c *client) unanswered(err error, patience time.Duration) error {
 		cause, f.final, f.unheard = mended, true, true
 	} else if errors.Is(err, context.DeadlineExceeded) && !f.unheard {
 		cause = fmt.Sprintf("no answer within %s", patience)
+	} else if errors.Is(err, context.Canceled) {
+		cause = "no answer before the time was up"
 	} else if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		cause = "the connection was closed before the answer"
 	}

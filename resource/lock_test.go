@@ -151,7 +151,11 @@ func TestAbort(t *testing.T) {
 				if r.err == nil || r.stdout.Len() > 0 {
 					t.Fatalf("error %v, answered %s", r.err, r.stdout.String())
 				}
-				if got := strings.HasSuffix(r.err.Error(), "is given back"); got != test.givenBack {
+				want := "lock myLock: aborted: the claim of me is given back"
+				if !test.givenBack {
+					want = "lock myLock: aborted: give lock myLock back: http://locker.example:8910: no answer before the time was up: a place in the queue ends by itself, but a hold stays"
+				}
+				if !strings.HasPrefix(r.err.Error(), want) {
 					t.Errorf("error %v", r.err)
 				}
 				if r.took > abortAt+test.within || r.took > abortAt+5*time.Second {
@@ -272,6 +276,17 @@ func TestUnlockOutlivesAbort(t *testing.T) {
 			})
 		})
 	}
+}
+
+// An unlock whose server hangs ends 8 s after an abort too.
+func TestUnlockOfAHangingServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := serve(t, func(_ http.ResponseWriter, r *http.Request) { hold(r, time.Hour) })
+		r := s.run(abortAfter(t, time.Second), (*program).out, askUnlock)
+		if r.err == nil || r.took > time.Second+unlockTime {
+			t.Errorf("error %v after %s", r.err, r.took)
+		}
+	})
 }
 
 // What a release did not do is a warning.
