@@ -43,28 +43,31 @@ func (p programs) file(name string) string { return filepath.Join(string(p), nam
 // once.
 func TestResource(t *testing.T) {
 	built := buildPrograms(t)
-	for name, test := range map[string]func(*testing.T, programs){
-		"exclusive jobs":                   testExclusiveJobs,
-		"shared jobs":                      testSharedJobs,
-		"check":                            testCheck,
-		"run twice":                        testRunTwice,
-		"order":                            testOrder,
-		"abort while waiting":              testAbortWhileWaiting,
-		"abort of a slow server":           testAbortOfASlowServer,
-		"unlock outlives abort":            testUnlockOutlivesAbort,
-		"own unlock of what never arrived": testOwnUnlockOfWhatNeverArrived,
-		"server down at first":             testServerDownAtFirst,
-		"server restarted":                 testServerRestarted,
-		"answers lost":                     testAnswersLost,
-		"aborts and lost answers":          testAbortsAndLostAnswers,
-		"TLS, credentials and a prefix":    testTLSCredentialsAndPrefix,
-		"size":                             testSize,
-		"cost":                             testCost,
-		"image":                            testImage,
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T, programs)
+	}{ // the long ones first: two run at a time on two processors
+		{"aborts and lost answers", testAbortsAndLostAnswers},
+		{"order", testOrder},
+		{"abort of a slow server", testAbortOfASlowServer},
+		{"exclusive jobs", testExclusiveJobs},
+		{"shared jobs", testSharedJobs},
+		{"check", testCheck},
+		{"run twice", testRunTwice},
+		{"abort while waiting", testAbortWhileWaiting},
+		{"unlock outlives abort", testUnlockOutlivesAbort},
+		{"own unlock of what never arrived", testOwnUnlockOfWhatNeverArrived},
+		{"server down at first", testServerDownAtFirst},
+		{"server restarted", testServerRestarted},
+		{"answers lost", testAnswersLost},
+		{"TLS, credentials and a prefix", testTLSCredentialsAndPrefix},
+		{"size", testSize},
+		{"cost", testCost},
+		{"image", testImage},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			test(t, built)
+			test.run(t, built)
 		})
 	}
 }
