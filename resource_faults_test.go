@@ -252,19 +252,35 @@ type stormBuild struct {
 	abortWhen string // start, asked, queued or granted; "" is never
 	step      *step
 	begun     chan struct{}
+	lost      atomic.Int32 // answers lost in a row
+}
+
+// loses loses a third of a build's answers, never more than two in a row: the
+// pauses would grow, and the others wait.
+func (b *stormBuild) loses() bool {
+	if rand.IntN(5) < 2 && b.lost.Load() < 2 {
+		b.lost.Add(1)
+		return true
+	}
+	b.lost.Store(0)
+	return false
 }
 
 // is tells a build that its claim has come that far.
 func (s *storm) is(moment, id string) {
-	var n int
-	if _, err := fmt.Sscanf(id, "https://ci.example/builds/%d", &n); err != nil || n >= len(s.builds) {
-		s.t.Errorf("id %q is no build's", id)
-		return
-	}
-	if b := &s.builds[n]; b.abortWhen == moment {
+	if b := s.build(id); b.abortWhen == moment {
 		<-b.begun
 		b.step.abort()
 	}
+}
+
+func (s *storm) build(id string) *stormBuild {
+	var n int
+	if _, err := fmt.Sscanf(id, "https://ci.example/builds/%d", &n); err != nil || n >= len(s.builds) {
+		s.t.Errorf("id %q is no build's", id)
+		return &stormBuild{}
+	}
+	return &s.builds[n]
 }
 
 // run plays a build: lock, task, and unlock as its ensure.
@@ -324,7 +340,7 @@ func testAbortsAndLostAnswers(t *testing.T, built programs) {
 			} else if method == http.MethodPut && status == http.StatusLocked {
 				st.is("queued", claim.ID)
 			}
-			return rand.IntN(3) == 0
+			return st.build(claim.ID).loses()
 		},
 	}
 	st.pipeline = built.pipeline(serveQuietly(t, proxy))
