@@ -81,6 +81,9 @@ type Error struct {
 	Position int    `json:"position,omitempty"` // 1 is next in line; 0 is not queued
 }
 
+// NothingDone begins the response of a release that found nothing to release.
+const NothingDone = "nothing to do: "
+
 // Duration is a time.Duration that is a string such as "90s" in JSON.
 type Duration time.Duration
 
@@ -106,15 +109,22 @@ func (d *Duration) UnmarshalText(text []byte) error {
 func Decode(data []byte, fields map[string]any) error {
 	var problems []error
 	err := Object(data, func(name string, value json.RawMessage, _ int) error {
-		field, known := fields[name]
-		if !known {
-			problems = append(problems, fmt.Errorf("unknown member %q: known are %s", name, strings.Join(slices.Sorted(maps.Keys(fields)), ", ")))
+		field, ok := fields[name]
+		if !ok {
+			problems = append(problems, fmt.Errorf("unknown member %q: %s", name, known(fields)))
 		} else if err := store(value, field); err != nil {
 			problems = append(problems, fmt.Errorf("%s: %w", name, err))
 		}
 		return nil
 	})
 	return errors.Join(append(problems, err)...)
+}
+
+func known(fields map[string]any) string {
+	if len(fields) == 0 {
+		return "there are none here"
+	}
+	return "known are " + strings.Join(slices.Sorted(maps.Keys(fields)), ", ")
 }
 
 // Object reads one JSON object (RFC 8259) and hands over each member, with the

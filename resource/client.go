@@ -1,0 +1,347 @@
+package resource
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// This file is the HTTP client: one attempt at one request, what its failure
+// means, and when to try again.
+
+const (
+	dialTime     = 3 * time.Second        // for a connection to be made
+	answerTime   = 10 * time.Second       // for an answer, beyond the wait that was asked for: a commit on a slow disk fits
+	firstPause   = 500 * time.Millisecond // before an attempt is repeated; each next one is twice as long
+	hurriedPause = time.Second            // at most, when little time is left
+	maxPause     = 10 * time.Second       // with dialTime it is less than the 15 s for which the server keeps a place
+	probeTime    = 5 * time.Second        // between keep-alive probes
+	probes       = 3                      // unanswered, before a connection is given up
+	maxAnswer    = 64 << 20               // bytes; a lock with 5,000 waiters and their links fits
+)
+
+// dialer makes connections.
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+func realDialer() dialer {
+	d := net.Dialer{Timeout: dialTime, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: probeTime, Interval: probeTime, Count: probes}}
+	return d.DialContext
+}
+
+// client speaks to the server about one lock. It is safe for concurrent use.
+type client struct {
+	address            string // the locker's, for messages: it carries no credentials
+	lock               string // the lock's URL
+	username, password string
+	http               http.Client
+}
+
+// newClient returns a client for a source that was checked.
+func newClient(s *source, dial dialer) *client {
+	address := strings.TrimRight(string(s.lockerURI), "/")
+	return &client{
+		address:  address,
+		lock:     address + "/lock/" + url.PathEscape(string(s.lockName)),
+		username: string(s.username), password: string(s.password),
+		http: http.Client{
+			Transport: &http.Transport{
+				Proxy:               proxy,
+				DialContext:         dial,
+				TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: s.authorities, InsecureSkipVerify: bool(s.skipValidation)},
+				TLSHandshakeTimeout: dialTime,
+			},
+			// A redirect would be followed with GET: what comes back is no grant.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}
+}
+
+// proxy is http.ProxyFromEnvironment, which reads the process's environment
+// and whose errors may carry a proxy's password.
+func proxy(r *http.Request) (*url.URL, error) {
+	u, err := http.ProxyFromEnvironment(r)
+	if err != nil {
+		return nil, errors.New("HTTP_PROXY or HTTPS_PROXY is no URL")
+	}
+	return u, nil
+}
+
+// failure is an attempt that brought no answer of the locker, or one that is
+// an error.
+type failure struct {
+	message string
+	final   bool          // trying again cannot help
+	unheard bool          // the server did nothing
+	pause   time.Duration // what the server asks for before the next attempt
+}
+
+func (f *failure) Error() string { return f.message }
+
+// refusal is a 423: the lock is held, or the claim waits for it.
+type refusal struct {
+	sentence string
+	lock     Lock
+	position int // in the queue; 0 is not queued
+}
+
+func (r *refusal) Error() string { return r.sentence }
+
+// take asks for the lock. Its error is a *refusal or a *failure.
+func (c *client) take(ctx context.Context, t Take) (Answer, error) {
+	a, err := c.change(ctx, http.MethodPut, t, time.Duration(t.Wait))
+	if err == nil && a.Token == 0 {
+		return Answer{}, c.strange()
+	}
+	return a, err
+}
+
+// release gives the lock back. Its error is a *refusal or a *failure.
+func (c *client) release(ctx context.Context, r Release) (Answer, error) {
+	return c.change(ctx, http.MethodDelete, r, 0)
+}
+
+func (c *client) change(ctx context.Context, method string, body any, wait time.Duration) (Answer, error) {
+	data, err := json.Marshal(body)
+	if err != nil {
+		return Answer{}, err
+	}
+	data, err = c.do(ctx, method, data, wait)
+	if err != nil {
+		return Answer{}, err
+	}
+	var a Answer
+	if json.Unmarshal(data, &a) != nil || a.Lock.Holders == nil {
+		return Answer{}, c.strange()
+	}
+	a.Response = clean(a.Response)
+	return a, nil
+}
+
+// show returns the lock, and its JSON as the server wrote it. Its error is a
+// *failure.
+func (c *client) show(ctx context.Context) (Lock, []byte, error) {
+	data, err := c.do(ctx, http.MethodGet, nil, 0)
+	if err != nil {
+		return Lock{}, nil, err
+	}
+	var l Lock
+	if json.Unmarshal(data, &l) != nil || l.Holders == nil {
+		return Lock{}, nil, c.strange()
+	}
+	return l, data, nil
+}
+
+// strange is an answer that says 200 and is no locker's.
+func (c *client) strange() error {
+	return &failure{message: fmt.Sprintf("%s: the answer is not a locker's: check locker_uri, and that the locker there is of this version", c.address), final: true}
+}
+
+// do makes one attempt and returns the body of a 200.
+func (c *client) do(ctx context.Context, method string, body []byte, wait time.Duration) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, wait+answerTime)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, c.lock, bytes.NewReader(body))
+	if err != nil {
+		return nil, &failure{message: "locker_uri and lock_name make no URL: check locker_uri", final: true, unheard: true}
+	}
+	if c.username != "" {
+		req.SetBasicAuth(c.username, c.password)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.unanswered(err, wait+answerTime)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return nil, c.unanswered(err, wait+answerTime)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, c.refused(resp, data)
+	}
+	return data, nil
+}
+
+// unanswered says why there was no answer.
+func (c *client) unanswered(err error, patience time.Duration) error {
+	if outer, ok := errors.AsType[*url.Error](err); ok {
+		err = outer.Err // the outer one repeats method and URL
+	}
+	f := &failure{}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		f.unheard = true
+	}
+	cause := err.Error()
+	if mended := certificateCause(err); mended != "" {
+		cause, f.final, f.unheard = mended, true, true
+	} else if errors.Is(err, context.DeadlineExceeded) && !f.unheard {
+		cause = fmt.Sprintf("no answer within %s", patience)
+	} else if errors.Is(err, context.Canceled) {
+		cause = "no answer before the time was up"
+	} else if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		cause = "the connection was closed before the answer"
+	}
+	f.message = clean(c.address + ": " + cause)
+	return f
+}
+
+// certificateCause returns what is wrong with the server's certificate, or
+// with the scheme, and the mend; "" for any other error.
+func certificateCause(err error) string {
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return "the server's certificate is not signed by a known authority: set ca_cert to that authority's certificate"
+	}
+	if e, ok := errors.AsType[x509.HostnameError](err); ok {
+		return "the server's certificate is for another host: use a name in locker_uri that it is made for: " + e.Error()
+	}
+	if e, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return "the server's certificate is not valid: have it renewed: " + e.Err.Error()
+	}
+	if errors.Is(err, http.ErrSchemeMismatch) {
+		return "the server speaks plain HTTP: write http:// in locker_uri"
+	}
+	return ""
+}
+
+// refused reads an answer that is no 200.
+func (c *client) refused(resp *http.Response, data []byte) error {
+	var body Error
+	if json.Unmarshal(data, &body) != nil {
+		body = Error{}
+	}
+	sentence := clean(body.Error)
+	if resp.StatusCode == http.StatusLocked && body.Lock != nil {
+		return &refusal{sentence: sentence, lock: *body.Lock, position: body.Position}
+	}
+	final := resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout
+	message := fmt.Sprintf("%s: %d %s", c.address, resp.StatusCode, http.StatusText(resp.StatusCode))
+	if sentence != "" {
+		message += ": " + sentence
+	}
+	if final {
+		message += ": " + mend(resp)
+	}
+	f := &failure{message: message, final: final, unheard: final}
+	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
+		f.pause = min(time.Duration(seconds)*time.Second, maxPause)
+	}
+	return f
+}
+
+// mend says what to do about an answer that will not get better by itself.
+func mend(resp *http.Response) string {
+	switch status := resp.StatusCode; {
+	case status == http.StatusUnauthorized:
+		return "set username and password to the locker's AUTH_USER and AUTH_PASS"
+	case status == http.StatusForbidden:
+		return "check that no proxy stands between, and that locker_uri leads to a locker"
+	case status == http.StatusNotFound:
+		return "check the path in locker_uri: there is no locker"
+	case status >= 300 && status < 400:
+		to := "elsewhere"
+		if u, err := resp.Location(); err == nil {
+			to = clean("to " + u.Scheme + "://" + u.Host)
+		}
+		return "it redirects " + to + ": set locker_uri to where it leads"
+	}
+	return "check locker_uri: it must be a locker's, with https:// if it speaks TLS"
+}
+
+// clean replaces control characters, so that a server's words can neither
+// start a line of their own nor colour anything.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// patience decides whether and when to try again after failures in a row.
+type patience struct {
+	budget   time.Duration   // how long failures may go on; 0 is for ever
+	hurry    context.Context // when it is done, little time is left; nil is never
+	say      *speaker
+	failures int
+	since    time.Time // when the first of them was
+}
+
+// after waits before the next attempt, and says so. It returns err when there
+// should be none: err is final, the budget is spent, or ctx is done. When hurry
+// is done the next attempt comes at once, and the pauses are short from then on.
+func (p *patience) after(ctx context.Context, err error) error {
+	f, ok := errors.AsType[*failure](err)
+	if !ok || f.final || ctx.Err() != nil {
+		return err
+	}
+	if p.failures == 0 {
+		p.since = time.Now()
+	}
+	pause := max(pauseAfter(p.failures), f.pause)
+	if p.hurry != nil && p.hurry.Err() != nil {
+		pause = min(pause, hurriedPause)
+	}
+	if p.budget > 0 && time.Since(p.since)+pause > p.budget {
+		return fmt.Errorf("%w: gave up after %s: check locker_uri, and that the locker runs", err, p.budget)
+	}
+	p.failures++
+	p.say.warn("%s: trying again in %s", err, pause.Round(100*time.Millisecond))
+	return p.sleep(ctx, pause, err)
+}
+
+func (p *patience) sleep(ctx context.Context, pause time.Duration, err error) error {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	var hurried <-chan struct{}
+	if p.hurry != nil && p.hurry.Err() == nil {
+		hurried = p.hurry.Done()
+	}
+	select {
+	case <-timer.C:
+	case <-hurried:
+	case <-ctx.Done():
+		return err
+	}
+	return nil
+}
+
+// reset forgets the failures: an attempt succeeded.
+func (p *patience) reset() { p.failures = 0 }
+
+// pauseAfter returns how long to wait after that many failures before this one.
+// Chance shortens it by up to a quarter, so that many clients do not come back
+// at once.
+func pauseAfter(failures int) time.Duration {
+	pause := maxPause
+	if failures < 5 { // 0.5 s doubled five times is beyond the longest pause
+		pause = firstPause << failures
+	}
+	return pause - time.Duration(rand.Int64N(int64(pause/4)))
+}
+
+// retry repeats attempt until it succeeds or p has had enough.
+func retry[T any](ctx context.Context, p *patience, attempt func() (T, error)) (T, error) {
+	for {
+		v, err := attempt()
+		if err == nil {
+			return v, nil
+		}
+		if err := p.after(ctx, err); err != nil {
+			return v, err
+		}
+	}
+}

@@ -1,0 +1,181 @@
+package resource
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// This file is out's lock: it waits in the server's queue, tells the build's
+// log what for, and on an abort leaves nothing behind.
+//
+// The wait is made of requests that the server holds open. Each answer of
+// theirs shows the queue as it is, and the next request takes the place up
+// again: the server keeps it for 15 s, longer than any pause between two.
+
+const (
+	firstWait = time.Second      // of the first request, so that the log soon says who holds the lock
+	nextWait  = 10 * time.Second // of the others: how long a change may go unnoticed
+	sayAgain  = time.Minute      // a line is repeated after that long without one
+
+	// An abort is over in giveBackTime, less than the 5 s that are promised.
+	// In answerGrace of it the taking request may still be answered; then its
+	// connection is given up.
+	giveBackTime = 4300 * time.Millisecond
+	answerGrace  = 1500 * time.Millisecond
+)
+
+// taken is how taking ended.
+type taken struct {
+	answer Answer
+	err    error
+	left   bool // the server may have a hold or a place of this claim
+}
+
+// lock takes the lock, for as long as it takes. When it fails, or ctx is done
+// before the version is answered, it gives back what the server may have.
+func (c *claim) lock(ctx context.Context) error {
+	leaving, cancel := outlive(ctx, giveBackTime)
+	defer cancel()
+	requests, giveUp := context.WithCancel(leaving)
+	defer giveUp()
+	ended := make(chan taken, 1)
+	go func() { ended <- c.take(ctx, requests) }()
+	var t taken
+	select {
+	case t = <-ended:
+	case <-ctx.Done():
+		t = c.interrupt(leaving, ended, giveUp)
+	}
+	if t.err == nil && ctx.Err() == nil {
+		t.err = c.acquired(t.answer)
+	}
+	if ctx.Err() != nil {
+		if err := c.giveBack(leaving); err != nil {
+			return fmt.Errorf("lock %s: aborted: %w", c.name, err)
+		}
+		return fmt.Errorf("lock %s: aborted: the claim of %s is given back", c.name, c.params.lockedBy)
+	}
+	if t.err == nil {
+		return nil
+	}
+	err := fmt.Errorf("lock %s: %w", c.name, t.err)
+	if t.left {
+		leaving, cancel := context.WithTimeout(leaving, giveBackTime)
+		defer cancel()
+		err = errors.Join(err, c.giveBack(leaving))
+	}
+	return err
+}
+
+// interrupt ends the taking, whose outcome is then known, or its connection
+// given up: a release sent after that finds what there is to release. The one
+// sent here makes the server answer a request that waits.
+func (c *claim) interrupt(leaving context.Context, ended <-chan taken, giveUp func()) taken {
+	go c.client.release(leaving, c.releases(true))
+	timer := time.NewTimer(answerGrace)
+	defer timer.Stop()
+	select {
+	case t := <-ended:
+		return t
+	case <-timer.C:
+		giveUp()
+		return <-ended
+	}
+}
+
+// take asks for the lock until it is granted or ctx is done. Requests end with
+// requests.
+func (c *claim) take(ctx, requests context.Context) (t taken) {
+	ask := Take{
+		Key: string(c.params.key), LockedBy: string(c.params.lockedBy), ID: c.id, Link: c.link,
+		Wait: Duration(firstWait), TTL: Duration(c.params.ttl),
+	}
+	trying := &patience{budget: outBudget, say: c.say}
+	queue := &queueLog{claim: c}
+	for t.err = ctx.Err(); t.err == nil; t.err = ctx.Err() {
+		asked := time.Now()
+		t.answer, t.err = c.client.take(requests, ask)
+		refused, isRefusal := errors.AsType[*refusal](t.err)
+		switch {
+		case t.err == nil:
+			t.left = true
+			return t
+		case isRefusal && refused.position == 0:
+			t.err, t.left = fmt.Errorf("%w: a release by this same build ended the claim", refused), false
+			return t
+		case isRefusal:
+			t.left = true
+			trying.reset()
+			trying.budget = 0 // it is queued: no outage is too long
+			queue.show(refused)
+			early(ctx, asked, time.Duration(ask.Wait))
+			ask.Wait = Duration(nextWait)
+		default:
+			if f, ok := errors.AsType[*failure](t.err); !ok || !f.unheard {
+				t.left = true
+			}
+			if err := trying.after(ctx, t.err); err != nil {
+				t.err = err
+				return t
+			}
+		}
+	}
+	return t
+}
+
+// early pauses when an answer came long before the wait that was asked for was
+// over, so that whatever answers so is not asked without a break.
+func early(ctx context.Context, asked time.Time, wait time.Duration) {
+	if time.Since(asked) > wait/2 {
+		return
+	}
+	select {
+	case <-time.After(time.Second):
+	case <-ctx.Done():
+	}
+}
+
+// acquired tells people and Concourse of the grant.
+func (c *claim) acquired(a Answer) error {
+	waited := age(time.Since(c.started)).String()
+	line := fmt.Sprintf("%s (waited %s, token %d)", a.Response, waited, a.Token)
+	if a.Repeat {
+		c.say.warn("%s", line)
+	} else {
+		c.say.info("%s", line)
+	}
+	return c.report(a, waited)
+}
+
+// giveBack releases what this build has of the lock, and nothing else.
+func (c *claim) giveBack(ctx context.Context) error {
+	_, err := retry(ctx, &patience{say: c.say}, func() (Answer, error) {
+		return c.client.release(ctx, c.releases(true))
+	})
+	if err != nil {
+		return fmt.Errorf("give lock %s back: %w: a place in the queue ends by itself, but a hold stays: release it with an unlock step, or on the locker's page", c.name, err)
+	}
+	return nil
+}
+
+// queueLog shows people what a claim waits for.
+type queueLog struct {
+	*claim
+	shown string // what was said last, without what changes by itself
+	at    time.Time
+}
+
+// show says who holds the lock and where in line the claim is: when that has
+// changed, and at least once a minute.
+func (q *queueLog) show(r *refusal) {
+	now := time.Now()
+	place := inLine(r.lock, r.position)
+	fresh := held(q.name, r.lock, time.Time{}) + place
+	if fresh == q.shown && now.Add(nextWait+time.Second).Sub(q.at) < sayAgain {
+		return
+	}
+	q.shown, q.at = fresh, now
+	q.say.waiting(fmt.Sprintf("%s; %s is %s", held(q.name, r.lock, now), q.params.lockedBy, place))
+}

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/json"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+const maxProgram = 7 << 20 // bytes of a stripped program
+
+// The programs are small and need no other file.
+func testSize(t *testing.T, built programs) {
+	for _, name := range []string{"check", "in", "out"} {
+		data, err := os.ReadFile(built.file(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(data) > maxProgram {
+			t.Errorf("%s has %d bytes, more than %d", name, len(data), maxProgram)
+		}
+		if bytes.Contains(data, []byte("ld-linux")) || bytes.Contains(data, []byte("ld-musl")) {
+			t.Errorf("%s is not static", name)
+		}
+	}
+}
+
+// docker runs the container engine's client.
+func docker(t *testing.T, stdin io.Reader, args ...string) (stdout string, err error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "docker", args...)
+	var out, said strings.Builder
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &said
+	if err = cmd.Run(); err != nil {
+		t.Logf("docker %s: %v: %s", strings.Join(args, " "), err, said.String())
+	}
+	return out.String(), err
+}
+
+// The image holds the programs and the certificate authorities, and the seed's
+// steps run in it, as root and as any other user.
+func testImage(t *testing.T, built programs) {
+	if _, err := docker(t, nil, "version", "--format", "{{.Server.Version}}"); err != nil {
+		if os.Getenv("LOCKER_REQUIRE_DOCKER") != "" {
+			t.Fatal("needs a container engine: none answers")
+		}
+		t.Skip("needs a container engine: none answers")
+	}
+	image := buildImage(t, built)
+	s := built.startLocker(t)
+	for _, user := range []string{"0:0", "4711:4712"} {
+		run := func(program, request string, args ...string) string {
+			t.Helper()
+			request = `{"source":{"locker_uri":"http://` + s.address + `","lock_name":"myLock"},` + request + `}`
+			args = append([]string{"run", "--rm", "-i", "--network", "host", "--user", user, "-e", "ATC_EXTERNAL_URL=http://ci", "-e", "BUILD_ID=1"}, args...)
+			out, err := docker(t, strings.NewReader(request), append(args, image, "/opt/resource/"+program, "/tmp/build")...)
+			if err != nil || !json.Valid([]byte(out)) {
+				t.Fatalf("%s as %s: %v, answered %s", program, user, err, out)
+			}
+			return out
+		}
+		run("out", `"params":{"key":"exclusive-job-1","lock_op":"lock"}`)
+		volume := t.TempDir()
+		if err := os.Chmod(volume, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		run("in", `"version":{"ref":"1"}`, "-v", volume+":/tmp/build")
+		if owners, err := os.ReadFile(filepath.Join(volume, "lock")); err != nil || string(owners) != "exclusive-job-1\n" {
+			t.Errorf("in as %s wrote %q, %v", user, owners, err)
+		}
+		run("out", `"params":{"key":"exclusive-job-1","lock_op":"unlock"}`)
+		if out := run("check", `"version":null`); !strings.HasPrefix(out, `[{"ref":"`) {
+			t.Errorf("check as %s answered %s", user, out)
+		}
+	}
+}
+
+// buildImage builds the image as its Dockerfile says, and returns its name.
+func buildImage(t *testing.T, built programs) string {
+	t.Helper()
+	context := t.TempDir()
+	for _, name := range []string{"check", "in", "out"} {
+		if err := os.Link(built.file(name), filepath.Join(context, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bundle, err := os.ReadFile("/etc/ssl/certs/ca-certificates.crt")
+	if err != nil {
+		t.Fatalf("%v: install the ca-certificates of this machine", err)
+	}
+	if err := os.WriteFile(filepath.Join(context, "ca-certificates.crt"), bundle, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	image := "locker-resource-test:" + strings.ToLower(filepath.Base(filepath.Dir(context)))
+	if _, err := docker(t, nil, "build", "--network=none", "-f", "resource/Dockerfile", "-t", image, context); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { exec.Command("docker", "rmi", "-f", image).Run() })
+	want := []string{"/etc/ssl/certs/ca-certificates.crt", "/opt/resource/check", "/opt/resource/in", "/opt/resource/out"}
+	if got := filesIn(t, image); !slices.Equal(got, want) {
+		t.Errorf("the image has %q, want %q", got, want)
+	}
+	return image
+}
+
+// filesIn returns the regular files of an image that have something in them:
+// the engine puts empty ones where it mounts its own.
+func filesIn(t *testing.T, image string) (files []string) {
+	t.Helper()
+	id, err := docker(t, nil, "create", image, "/opt/resource/check")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id = strings.TrimSpace(id)
+	defer exec.Command("docker", "rm", "-f", id).Run()
+	layers, err := docker(t, nil, "export", id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for archive := tar.NewReader(strings.NewReader(layers)); ; {
+		file, err := archive.Next()
+		if err == io.EOF {
+			slices.Sort(files)
+			return files
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if file.Typeflag == tar.TypeReg && file.Size > 0 {
+			files = append(files, "/"+file.Name)
+		}
+	}
+}
+
+const maxCost = 15 * time.Millisecond // of an uncontended out, beside the smallest process there is
+
+// stopwatch runs an uncontended out, and true. The lock is taken once; from
+// then on the same claim is a repeat, for which the server commits nothing.
+type stopwatch struct {
+	out, request string
+	env          []string
+}
+
+func (p programs) stopwatch(t testing.TB) *stopwatch {
+	s := &stopwatch{out: p.file("out"), env: []string{"ATC_EXTERNAL_URL=https://ci.example", "BUILD_ID=1"}}
+	s.request = `{"source":{"locker_uri":"http://` + p.startLocker(t).address + `","lock_name":"myLock"},"params":{"key":"k","lock_op":"lock"}}`
+	s.run(t, s.out)
+	return s
+}
+
+func (s *stopwatch) run(t testing.TB, program string) time.Duration {
+	t.Helper()
+	cmd := exec.Command(program)
+	cmd.Stdin, cmd.Env = strings.NewReader(s.request), s.env
+	begun := time.Now()
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	return time.Since(begun)
+}
+
+// An uncontended out costs little. The best of many runs counts: other tests
+// run at the same time.
+func testCost(t *testing.T, built programs) {
+	s := built.stopwatch(t)
+	floor, out := time.Hour, time.Hour
+	for range 20 {
+		floor, out = min(floor, s.run(t, "true")), min(out, s.run(t, s.out))
+	}
+	if out-floor > maxCost {
+		t.Errorf("out takes %s, true %s: the difference should be at most %s", out, floor, maxCost)
+	}
+}
+
+// BenchmarkOut runs an uncontended out as a process, beside true.
+func BenchmarkOut(b *testing.B) {
+	s := buildPrograms(b).stopwatch(b)
+	var out, floor time.Duration
+	for b.Loop() {
+		floor += s.run(b, "true")
+		out += s.run(b, s.out)
+	}
+	each := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 / float64(b.N) }
+	b.ReportMetric(each(floor), "true-ms/op")
+	b.ReportMetric(each(out), "out-ms/op")
+	b.ReportMetric(each(out-floor), "more-ms/op")
+}
