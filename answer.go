@@ -79,6 +79,9 @@ func (a answer) reply(who identity) (reply, error) {
 		words := resource.Answer{Response: fmt.Sprintf(format, args...), Token: a.token, Repeat: a.verdict == repeated}
 		return reply{status: http.StatusOK, body: withLock(encode(words), a.lock)}, nil
 	}
+	nothing := func(format string, args ...any) (reply, error) {
+		return say(resource.NothingDone+format, args...)
+	}
 	deny := func(status int, format string, args ...any) (reply, error) {
 		return reply{}, &failure{status: status, message: fmt.Sprintf(format, args...), lock: a.lock, position: a.lock.position(a.waiter)}
 	}
@@ -94,13 +97,13 @@ func (a answer) reply(who identity) (reply, error) {
 	case withdrawn:
 		return deny(http.StatusLocked, "the claim of %s on lock %s was withdrawn while it waited", by, name)
 	case alreadyEnded:
-		return say("nothing to do: this claim of %s on lock %s has ended before, it was released, withdrawn, expired or forced", by, name)
+		return nothing("this claim of %s on lock %s has ended before, it was released, withdrawn, expired or forced", by, name)
 	case neverTaken:
-		return say("nothing to do: this claim never got lock %s, and nobody else's hold was touched", name)
+		return nothing("this claim never got lock %s, and nobody else's hold was touched", name)
 	case wasFree:
-		return say("nothing to do: lock %s is free", name)
+		return nothing("lock %s is free", name)
 	case noSuchHolder:
-		return say("nothing to do: %s is not among the holders; %s", by, a.lock.heldBy())
+		return nothing("%s is not among the holders; %s", by, a.lock.heldBy())
 	case forced:
 		return say("lock %s: the hold of %s is ended by force", name, orElse(by, "everyone"))
 	case changedHands:

@@ -21,10 +21,10 @@ func TestProblemsOfARequest(t *testing.T) {
 		request string
 		want    []string // how the lines begin
 	}{
-		{``, []string{"read request: a whole JSON object is expected: give Concourse's JSON on stdin"}},
-		{`{`, []string{"read request: a whole JSON object is expected"}},
-		{`[]`, []string{"read request: a whole JSON object is expected"}},
-		{`{} {}`, []string{"read request: there is something after the JSON object"}},
+		{``, []string{"read request: malformed JSON at byte 0: unexpected end of JSON input: give Concourse's JSON on stdin"}},
+		{`{`, []string{"read request: malformed JSON at byte 1: unexpected end of JSON input"}},
+		{`[]`, []string{"read request: this is no JSON object"}},
+		{`{} {}`, []string{"read request: malformed JSON at byte 4"}},
 		{`{}`, []string{
 			"source: locker_uri is missing: set it", "source: lock_name is missing",
 			"params: key is missing", "params: lock_op is missing or unknown: set it to lock or unlock",
