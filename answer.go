@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -30,8 +32,8 @@ func badRequest(err error) error {
 	return &failure{status: http.StatusBadRequest, message: err.Error()}
 }
 
-// fail turns an error into a reply: the one place that maps errors to statuses.
-func fail(header http.Header, err error) reply {
+// errorReply turns an error into a reply: the one place that maps errors to statuses.
+func errorReply(header http.Header, err error) reply {
 	f, ok := errors.AsType[*failure](err)
 	switch {
 	case ok:
@@ -105,22 +107,35 @@ func (a answer) reply(who identity) (reply, error) {
 	case noSuchHolder:
 		return nothing("%s is not among the holders; %s", by, a.lock.heldBy())
 	case forced:
-		return say("lock %s: the hold of %s is ended by force", name, orElse(by, "everyone"))
+		return say("lock %s: the hold of %s is ended by force", name, cmp.Or(by, "everyone"))
 	case changedHands:
-		return deny(http.StatusPreconditionFailed, "it changed hands meanwhile, nothing was freed; %s", a.lock.heldBy())
+		return deny(http.StatusPreconditionFailed, "lock %s changed hands meanwhile, nothing was freed; %s", name, a.lock.heldBy())
 	case overLimit:
-		return deny(http.StatusTooManyRequests, "no more claims fit: the locker has %d in all, and %d waiters on one lock, at most; try again when some are released", maxClaims, maxWaiters)
+		return reply{}, &failure{status: http.StatusTooManyRequests, message: a.lock.overLimit()}
 	case wrongKey:
 		return deny(http.StatusLocked, "the key %s does not fit; %s", who.Key, a.lock.heldBy())
 	}
-	return deny(http.StatusLocked, "%s", a.lock.heldBy())
+	return deny(http.StatusLocked, "%s%s", a.lock.heldBy(), a.lock.whyNot(who))
 }
 
-func orElse(s, other string) string {
-	if s == "" {
-		return other
+func (l *lock) overLimit() string {
+	if len(l.Waiters) >= maxWaiters {
+		return fmt.Sprintf("lock %s has %d waiters, more are not allowed: try again when some are gone", l.name, maxWaiters)
 	}
-	return s
+	return fmt.Sprintf("the locker has %d holders and waiters, more are not allowed: try again when some are gone", maxClaims)
+}
+
+// whyNot adds why the lock was refused to a claim whose key would fit.
+func (l *lock) whyNot(who identity) string {
+	switch i := slices.IndexFunc(l.Waiters, func(w waiter) bool { return w.identity != who }); {
+	case l.Key != who.Key:
+		return ""
+	case l.named(who.LockedBy) >= 0:
+		return "; that is the same name, which holds the lock once: it waits for itself, unless it sends the same id"
+	case i >= 0:
+		return fmt.Sprintf("; the key fits, but %s was first in line with the key %s", l.Waiters[i].LockedBy, l.Waiters[i].Key)
+	}
+	return ""
 }
 
 // heldBy says who holds the lock, since when, and their link.

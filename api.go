@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -40,6 +41,7 @@ type api struct {
 	credentials *credentials // nil: everyone may
 	crossOrigin http.CrossOriginProtection
 	build       string
+	serving     sync.RWMutex // held for reading by each request, so that the end can wait for all
 	routes      map[string]map[string]handler
 }
 
@@ -65,17 +67,25 @@ type reply struct {
 }
 
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a.serving.RLock()
+	defer a.serving.RUnlock()
 	rep, err := a.serve(w, r)
 	if rep.granted != (hold{}) && r.Context().Err() != nil {
 		a.committer.giveBack(rep.granted)
 		rep, err = reply{}, errGone
 	}
 	if err != nil {
-		rep = fail(w.Header(), err)
+		rep = errorReply(w.Header(), err)
 	}
 	if err := write(w, rep); err != nil && rep.granted != (hold{}) {
 		a.committer.giveBack(rep.granted)
 	}
+}
+
+// wait returns when the requests that are being served have ended.
+func (a *api) wait() {
+	a.serving.Lock()
+	defer a.serving.Unlock()
 }
 
 func (a *api) serve(w http.ResponseWriter, r *http.Request) (reply, error) {
@@ -121,8 +131,8 @@ func (a *api) route(r *http.Request) (handler, error) {
 	return handle, nil
 }
 
-// pathOf returns the path as it was sent. EscapedPath is not that when other
-// characters than it would leave stand unescaped beside an escaped slash.
+// pathOf returns the path as it was sent. EscapedPath is not: of /lock/a%2Fgrün
+// it makes /lock/a/gr%C3%BCn, which is another one.
 func pathOf(r *http.Request) string { return cmp.Or(r.URL.RawPath, r.URL.EscapedPath()) }
 
 func bodyFailure(err error) error {
@@ -305,7 +315,7 @@ func (a *api) ask(req *request, who identity) (reply, error) {
 
 // noIfMatch refuses a condition that would otherwise silently not be met.
 func noIfMatch(r *http.Request) error {
-	if r.Header.Get("If-Match") != "" {
+	if len(r.Header.Values("If-Match")) > 0 {
 		return errors.New("If-Match goes with force=true: other requests are matched by their key and id")
 	}
 	return nil
@@ -339,17 +349,15 @@ func parseQuery(r *http.Request, known ...string) (url.Values, error) {
 
 func decodeTake(body []byte) (c claim, wait time.Duration, err error) {
 	var take resource.Take
-	var lockBy, requestor string
+	var who asker
 	var ttl *resource.Duration
-	err = resource.Decode(body, map[string]any{
-		"key": &take.Key, "locked_by": &take.LockedBy, "lock_by": &lockBy, "requestor": &requestor,
-		"id": &take.ID, "wait": &take.Wait, "ttl": &ttl, "link": &take.Link,
-	})
-	if err != nil {
+	members := who.members()
+	maps.Copy(members, map[string]any{"wait": &take.Wait, "ttl": &ttl, "link": &take.Link})
+	if err := resource.Decode(body, members); err != nil {
 		return claim{}, 0, err
 	}
 	c.Link = take.Link
-	c.identity, err = newIdentity(take.Key, take.ID, take.LockedBy, lockBy, requestor)
+	c.identity, err = who.identity()
 	if ttl != nil {
 		c.TTL = *ttl
 		if c.TTL < resource.Duration(time.Second) {
@@ -359,62 +367,80 @@ func decodeTake(body []byte) (c claim, wait time.Duration, err error) {
 	return c, min(time.Duration(take.Wait), maxWait), errors.Join(err, checkLink(c.Link))
 }
 
-func decodeRelease(body []byte) (who identity, own bool, err error) {
-	var release resource.Release
-	var lockBy, requestor string
-	err = resource.Decode(body, map[string]any{
-		"key": &release.Key, "locked_by": &release.LockedBy, "lock_by": &lockBy, "requestor": &requestor,
-		"id": &release.ID, "own": &release.Own,
-	})
-	if err != nil {
+func decodeRelease(body []byte) (identity, bool, error) {
+	var who asker
+	var own bool
+	members := who.members()
+	members["own"] = &own
+	if err := resource.Decode(body, members); err != nil {
 		return identity{}, false, err
 	}
-	who, err = newIdentity(release.Key, release.ID, release.LockedBy, lockBy, requestor)
-	return who, release.Own, err
+	id, err := who.identity()
+	if own && id.ID == "" {
+		err = errors.Join(err, errors.New("own goes with an id: that says what this build took"))
+	}
+	return id, own, err
 }
 
 func decodeForce(body []byte) (lockedBy, reason string, err error) {
 	if len(bytes.TrimSpace(body)) == 0 {
 		return "", "", nil
 	}
-	var force resource.Force
-	var lockBy, requestor string
-	err = resource.Decode(body, map[string]any{
-		"locked_by": &force.LockedBy, "lock_by": &lockBy, "requestor": &requestor, "reason": &force.Reason,
-	})
-	if err != nil {
+	var who asker
+	members := who.members()
+	delete(members, "key")
+	delete(members, "id")
+	members["reason"] = &reason
+	if err := resource.Decode(body, members); err != nil {
 		return "", "", err
 	}
-	lockedBy, err = oneName(force.LockedBy, lockBy, requestor)
-	return lockedBy, force.Reason, err
+	lockedBy, err = who.name()
+	return lockedBy, reason, err
 }
 
-// newIdentity returns who asks: the name is what its aliases agree on, or else
-// the key's value.
-func newIdentity(key, id string, aliases ...string) (identity, error) {
-	name, err := oneName(aliases...)
-	if err != nil {
-		return identity{}, err
-	}
-	who := identity{Key: key, LockedBy: name, ID: id}
-	if name == "" {
-		who.LockedBy = key
-	}
-	if key == "" {
+// asker is who a request is from, as its body says. What is not there is nil;
+// a text that is there and empty is a mistake, such as a script's variable that
+// was not set.
+type asker struct {
+	key, id                     *string
+	lockedBy, lockBy, requestor *string // one thing
+}
+
+func (a *asker) members() map[string]any {
+	return map[string]any{"key": &a.key, "id": &a.id, "locked_by": &a.lockedBy, "lock_by": &a.lockBy, "requestor": &a.requestor}
+}
+
+// identity returns who asks; without a name it is the key's value.
+func (a *asker) identity() (identity, error) {
+	if a.key == nil {
 		return identity{}, errors.New("key is missing: say what the lock is locked with")
 	}
-	return who, who.check()
+	name, err := a.name()
+	if a.id != nil {
+		err = errors.Join(err, checkName("id", *a.id))
+	} else {
+		a.id = new(string)
+	}
+	if err := errors.Join(checkName("key", *a.key), err); err != nil {
+		return identity{}, err
+	}
+	return identity{Key: *a.key, LockedBy: cmp.Or(name, *a.key), ID: *a.id}, nil
 }
 
-func oneName(aliases ...string) (string, error) {
+// name returns what the aliases agree on, "" when none is there.
+func (a *asker) name() (string, error) {
 	var name string
-	for _, alias := range aliases {
-		if name != "" && alias != "" && alias != name {
+	for _, alias := range []*string{a.lockedBy, a.lockBy, a.requestor} {
+		if alias == nil {
+			continue
+		}
+		if name != "" && *alias != name {
 			return "", errors.New("locked_by, lock_by and requestor are one thing, and disagree: give one of them")
 		}
-		if alias != "" {
-			name = alias
+		if err := checkName("locked_by", *alias); err != nil {
+			return "", err
 		}
+		name = *alias
 	}
 	return name, nil
 }
@@ -447,14 +473,14 @@ func hasRevision(headers []string, revision uint64) bool {
 // revisionOf returns the revision that If-Match names; nil is any.
 func revisionOf(headers []string) (*uint64, error) {
 	tag := strings.TrimSpace(strings.Join(headers, ","))
-	if tag == "" || tag == "*" {
+	if len(headers) == 0 || tag == "*" {
 		return nil, nil
 	}
 	digits, ok := strings.CutPrefix(tag, `"`)
 	digits, ok2 := strings.CutSuffix(digits, `"`)
 	revision, err := strconv.ParseUint(digits, 10, 64)
 	if !ok || !ok2 || err != nil {
-		return nil, fmt.Errorf(`If-Match is %s: it must be one revision in quotes, such as "17"`, tag)
+		return nil, fmt.Errorf(`If-Match is %q: it must be one revision in quotes, such as "17"`, tag)
 	}
 	return &revision, nil
 }

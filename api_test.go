@@ -77,7 +77,7 @@ func TestAPI(t *testing.T) {
 		{"force with a body of white space", nil, apiCall{del, "/lock/unused?force=true", " \n", nil}, "200 OK", "", []string{"nothing to do: lock unused is free"}},
 		{"force of nobody there", []apiCall{{put, "/lock/else", jane, nil}}, apiCall{del, "/lock/else?force=true", `{"lock_by": "george"}`, nil}, "200 OK", "", []string{"george is not among the holders"}},
 		{"force of another revision", []apiCall{{put, "/lock/moved", jane, nil}}, apiCall{del, "/lock/moved?force=true", "", []string{"If-Match", `"1"`}},
-			"412 Precondition Failed", "", []string{`"error":"it changed hands meanwhile, nothing was freed; lock moved is held`, `"lock":{"key":"k"`}},
+			"412 Precondition Failed", "", []string{`"error":"lock moved changed hands meanwhile, nothing was freed; lock moved is held`, `"lock":{"key":"k"`}},
 		{"force of the revision seen", nil, apiCall{del, "/lock/unused?force=true", "", []string{"If-Match", `"0"`}}, "200 OK", "", []string{"lock unused is free"}},
 		{"force of any revision", []apiCall{{put, "/lock/any", jane, nil}}, apiCall{del, "/lock/any?force=true", "", []string{"If-Match", "*"}}, "200 OK", "", []string{"ended by force"}},
 		{"health", nil, apiCall{get, "/health", "", nil}, "200 OK", "Content-Type application/json", []string{`"status":"ok"`}},
@@ -89,7 +89,7 @@ func TestAPI(t *testing.T) {
 		{"slash in a name", nil, apiCall{get, "/lock/a/b", "", nil}, "404 Not Found", "", []string{`a slash in a name is %2F`}},
 		{"dots in a path", nil, apiCall{get, "/lock/../locks", "", nil}, "404 Not Found", "", []string{`"error":`}},
 		{"slash after the list", nil, apiCall{get, "/locks/", "", nil}, "404 Not Found", "", []string{`"error":`}},
-		{"no name", nil, apiCall{get, "/lock/", "", nil}, "400 Bad Request", "", []string{`"error":"the lock's name is missing"`}},
+		{"no name", nil, apiCall{get, "/lock/", "", nil}, "400 Bad Request", "", []string{`"error":"the lock's name is empty`}},
 		{"method for a lock", nil, apiCall{"POST", "/lock/a", "{}", nil}, "405 Method Not Allowed", "Allow DELETE, GET, PUT, HEAD", []string{`"error":"this path takes DELETE, GET, PUT"`}},
 		{"method for the list", nil, apiCall{put, "/locks", "{}", nil}, "405 Method Not Allowed", "Allow GET, HEAD", []string{`"error":"this path takes GET"`}},
 		{"method in lower case", nil, apiCall{"put", "/lock/a", "{}", nil}, "405 Method Not Allowed", "Allow DELETE, GET, PUT, HEAD", nil},
@@ -207,7 +207,7 @@ func TestLockNames(t *testing.T) {
 		{"%C2%85", "", "has a control character"},
 		{"%ff", "", "is not valid UTF-8"},
 		{"a%C3", "", "is not valid UTF-8"},
-		{"", "", "is missing"},
+		{"", "", "is empty"},
 	} {
 		t.Run(test.segment, func(t *testing.T) {
 			text := fmt.Sprintf("PUT /lock/%s HTTP/1.1\r\nHost: locker\r\nContent-Length: %d\r\n\r\n%s", test.segment, len(jane), jane)
@@ -295,7 +295,7 @@ func TestLimitsOfClaims(t *testing.T) {
 				t.Fatalf("got %d: %s", w.Code, w.Body)
 			}
 			var problem resource.Error
-			if err := json.Unmarshal(w.Body.Bytes(), &problem); err != nil || w.Code != http.StatusOK && !strings.Contains(problem.Error, "no more claims fit") {
+			if err := json.Unmarshal(w.Body.Bytes(), &problem); err != nil || w.Code != http.StatusOK && !strings.Contains(problem.Error, "more are not allowed") {
 				t.Errorf("got %v: %.200s", err, w.Body)
 			}
 		})

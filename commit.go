@@ -129,7 +129,9 @@ func (c *committer) keepPlaces() {
 func (c *committer) state() *snapshot { return c.published.Load() }
 
 // do has r applied and committed, and returns what became of it: at once, or
-// when r waits, when it is granted or its wait or its connection ends.
+// when r waits, when it is granted or its wait or its connection ends. The
+// answer's error is errStopping, errGone, that of a save that was refused, or
+// one that wraps errUnknown.
 func (c *committer) do(r *request) answer {
 	r.done = make(chan answer, 1)
 	if err := c.enqueue(r); err != nil {
@@ -194,7 +196,8 @@ func (c *committer) stop(err error) {
 	}
 }
 
-// close lets run return once everything is committed that was asked for.
+// close lets run return once everything is committed that was asked for, as far
+// as commits succeed.
 func (c *committer) close() {
 	c.drain()
 	c.mu.Lock()
@@ -212,7 +215,7 @@ func (c *committer) run() error {
 		batch, closed := c.next()
 		if err := c.commit(batch); err != nil {
 			c.stop(errStopping)
-			batch, _ = c.take()
+			batch, _ = c.dequeue()
 			c.refuseAll(batch, errStopping)
 			return err
 		}
@@ -236,7 +239,7 @@ func (c *committer) next() (batch []*request, closed bool) {
 	case <-timer.C:
 	}
 	c.gather()
-	return c.take()
+	return c.dequeue()
 }
 
 // gather waits a moment for as many requests as the last commit answered, and
@@ -273,7 +276,7 @@ func (c *committer) short() bool {
 	return len(c.queue) < c.expect && !c.closed
 }
 
-func (c *committer) take() (batch []*request, closed bool) {
+func (c *committer) dequeue() (batch []*request, closed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	batch, c.queue = c.queue, nil
@@ -301,7 +304,7 @@ func (c *committer) pause() time.Duration {
 // only when it is not known whether the result was saved.
 func (c *committer) commit(batch []*request) error {
 	now := time.Now()
-	over := c.hangUp(now)
+	over := c.endRequests(now)
 	d := newDraft(c.state().state, c.wall().UTC().Truncate(time.Millisecond), c.asking(now))
 	d.tend()
 	gaveBack := c.applyUnclaimed(d)
@@ -322,22 +325,23 @@ func (c *committer) commit(batch []*request) error {
 			return err
 		case err != nil && d.changed():
 			c.fail(batch, over, err)
+			c.renew(outcomes, now)
 			return nil
 		}
 	}
 	c.publish(d)
 	c.forgetUnclaimed(gaveBack)
 	c.answered = 0
-	c.answer(d, batch, outcomes, now)
+	c.tellAll(d, batch, outcomes, now)
 	c.answerOver(over)
 	c.expectMore(time.Since(now))
-	c.logEvents(d.events)
+	logEvents(c.log, d.events)
 	return nil
 }
 
-// hangUp takes those requests from their places whose wait or connection has
+// endRequests takes those requests from their places whose wait or connection has
 // ended, and returns them by waiter.
-func (c *committer) hangUp(now time.Time) map[*request]uint64 {
+func (c *committer) endRequests(now time.Time) map[*request]uint64 {
 	var over map[*request]uint64
 	for waiter, p := range c.places {
 		p.requests = slices.DeleteFunc(p.requests, func(r *request) bool {
@@ -406,9 +410,9 @@ func (c *committer) publish(d *draft) {
 	close(old.replaced)
 }
 
-// answer tells each request of a committed batch what became of it, and the
+// tellAll tells each request of a committed batch what became of it, and the
 // waiters that were granted or withdrawn. Who still waits gets a place.
-func (c *committer) answer(d *draft, batch []*request, outcomes []answer, now time.Time) {
+func (c *committer) tellAll(d *draft, batch []*request, outcomes []answer, now time.Time) {
 	s := c.state()
 	for waiter, o := range d.moved {
 		if p := c.places[waiter]; p != nil {
@@ -477,6 +481,15 @@ func (c *committer) fail(batch []*request, over map[*request]uint64, err error) 
 	}
 }
 
+// renew keeps the places of waiters whose request a failed commit has ended.
+func (c *committer) renew(outcomes []answer, now time.Time) {
+	for _, a := range outcomes {
+		if p := c.places[a.waiter]; p != nil {
+			p.left = now
+		}
+	}
+}
+
 // failMoved answers the waiters that a commit of unknown outcome was to grant
 // the lock to: they may hold it.
 func (c *committer) failMoved(d *draft, err error) {
@@ -495,26 +508,5 @@ func (c *committer) refuseAll(batch []*request, err error) {
 	for _, p := range c.places {
 		c.fail(p.requests, nil, err)
 		p.requests, p.left = nil, time.Now()
-	}
-}
-
-func (c *committer) logEvents(events []event) {
-	for _, e := range events {
-		attrs := []slog.Attr{slog.String("lock", e.lock), slog.String("key", e.identity.Key), slog.String("locked_by", e.identity.LockedBy)}
-		if e.link != "" {
-			attrs = append(attrs, slog.String("link", e.link))
-		}
-		if e.token != 0 {
-			attrs = append(attrs, slog.Uint64("token", e.token))
-		}
-		switch e.what {
-		case "grant", "withdraw":
-			attrs = append(attrs, slog.Duration("waited", e.lasted))
-		case "release", "expire":
-			attrs = append(attrs, slog.Duration("held", e.lasted))
-		case "force":
-			attrs = append(attrs, slog.Duration("held", e.lasted), slog.String("by", e.by), slog.String("reason", e.why))
-		}
-		c.log.LogAttrs(context.Background(), slog.LevelInfo, e.what, attrs...)
 	}
 }

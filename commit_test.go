@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -75,8 +77,8 @@ func (r *rig) steps() steps {
 		return step(name, func() (err error) { *f, err = do(); return err })
 	}
 	return steps{
-		openDir: func(name string) (f *os.File, err error) {
-			err = opening("open folder", &f, func() (*os.File, error) { return real.openDir(name) })
+		open: func(name string) (f *os.File, err error) {
+			err = opening("open folder", &f, func() (*os.File, error) { return real.open(name) })
 			return f, err
 		},
 		create: func(dir, pattern string) (f *os.File, err error) {
@@ -419,7 +421,7 @@ func testFaultBeforeRename(t *testing.T, r *rig, step string, applied bool) {
 	r.want(<-r.take(t.Context(), "other c", 0), refused) // what needs no commit is answered
 
 	r.setFault(nil)
-	time.Sleep(retryPause + time.Millisecond)
+	time.Sleep(time.Second + time.Millisecond)
 	synctest.Wait()
 	if r.c.failing.Load() != nil {
 		t.Error("still failing a second after the disk was well again")
@@ -532,6 +534,128 @@ func TestGiveBack(t *testing.T) {
 	})
 }
 
+// TestStartForgetsNothingInPlace starts on more free locks than are remembered,
+// which the first save, without a change, must leave as they are.
+func TestStartForgetsNothingInPlace(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "locker.json")
+	st, s := openAt(t, path)
+	for i := range maxFree + 100 {
+		l := newLock(fmt.Sprintf("l%04d", i))
+		l.Revision = uint64(i + 1)
+		s.locks = append(s.locks, l)
+	}
+	s.revision = maxFree + 100
+	if err := st.save(s); err != nil {
+		t.Fatal(err)
+	}
+	st.close()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, path)
+		r.want(<-r.take(t.Context(), "k a", 0), granted)
+		if free := len(r.c.state().locks) - 1; free != maxFree {
+			t.Errorf("%d free locks after a change, want %d", free, maxFree)
+		}
+	})
+}
+
+// TestPlacesCountFromListening lets time pass between the load and the run.
+func TestPlacesCountFromListening(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.take(t.Context(), "k a", 0), granted)
+		r.take(t.Context(), "other b 1", time.Minute)
+		r.stop()
+		st, s, err := openStore(r.path, realSteps(), time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := newCommitter(st, s, quiet(), time.Now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(placeKept - time.Second) // a name that resolves slowly
+		after := &rig{t: t, path: r.path, c: c, ended: make(chan error, 1)}
+		go func() { after.ended <- c.run() }()
+		defer after.stop()
+		time.Sleep(placeKept - time.Second)
+		after.want(<-after.take(t.Context(), "other b 1", 0), queued)
+		after.wantState("k:a", "b")
+	})
+}
+
+// TestNoWaitRequestRenewsThePlace asks again without waiting, also while the
+// commit that this rides in fails.
+func TestNoWaitRequestRenewsThePlace(t *testing.T) {
+	for _, failing := range []bool{false, true} {
+		t.Run(fmt.Sprintf("failing=%t", failing), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *rig) {
+				r.want(<-r.takeClaim(t.Context(), ttl(of("k a"), time.Second), 0), granted)
+				r.want(<-r.take(t.Context(), "k c", 0), granted)
+				r.want(<-r.take(t.Context(), "other b 1", 100*time.Millisecond), queued)
+				if failing {
+					r.setFault(faultAt("write", false, syscall.EIO))
+				}
+				for range 4 {
+					time.Sleep(10 * time.Second)
+					if a := <-r.take(t.Context(), "other b 1", 0); (a.err != nil) != failing {
+						t.Fatalf("answer %+v while failing is %t", a, failing)
+					}
+				}
+				r.setFault(nil)
+				time.Sleep(2 * time.Second)
+				r.wantState("k:c", "b")
+			})
+		})
+	}
+}
+
+// TestEndsWhileItsOwnCommitRuns lets a wait and a connection end before the
+// request has its place.
+func TestEndsWhileItsOwnCommitRuns(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.take(t.Context(), "k a", 0), granted)
+		r.setFault(func(step string, do func() error) error {
+			if step == "fsync file" {
+				time.Sleep(3 * time.Second)
+			}
+			return do()
+		})
+		start := time.Now()
+		ctx, hangUp := context.WithCancel(t.Context())
+		gone := r.take(ctx, "other b 1", time.Minute)
+		short := r.take(t.Context(), "other c 1", time.Second)
+		hangUp()
+		r.want(<-gone, queued)
+		r.want(<-short, queued)
+		if took := time.Since(start); took > 10*time.Second {
+			t.Errorf("answered after %v", took)
+		}
+	})
+}
+
+// TestGatherIsShort lets a lone client come back after a commit that took long
+// and answered two.
+func TestGatherIsShort(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.setFault(func(step string, do func() error) error {
+			if step == "fsync file" {
+				time.Sleep(20 * time.Second)
+			}
+			return do()
+		})
+		first := r.take(t.Context(), "k z", 0)
+		one, two := r.take(t.Context(), "k a", 0), r.take(t.Context(), "k b", 0)
+		r.want(<-first, granted)
+		r.want(<-one, granted)
+		r.want(<-two, granted)
+		r.setFault(nil)
+		start := time.Now()
+		r.want(<-r.take(t.Context(), "k c", 0), granted)
+		if took := time.Since(start); took > gatherMost {
+			t.Errorf("a lone client waited %v for others", took)
+		}
+	})
+}
+
 // faultAt fails a step, after or instead of doing it.
 func faultAt(at string, applied bool, err error) func(string, func() error) error {
 	return func(step string, do func() error) error {
@@ -568,4 +692,64 @@ func onlyFiles(t testing.TB, path string) {
 			t.Errorf("left behind: %s", name)
 		}
 	}
+}
+
+// TestGoneBeforeTheAnswer ends the connection while the grant is committed: who
+// has no id gives it back, who has one keeps it, and a release is done all the
+// same.
+func TestGoneBeforeTheAnswer(t *testing.T) {
+	for _, row := range []struct{ name, method, body, holders string }{
+		{"take without id", "PUT", `{"key": "k", "locked_by": "b"}`, "k:a"},
+		{"take with id", "PUT", `{"key": "k", "locked_by": "b", "id": "1"}`, "k:a,b"},
+		{"release", "DELETE", `{"key": "k", "locked_by": "a"}`, ":"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *rig) {
+				r.want(<-r.take(t.Context(), "k a", 0), granted)
+				ctx, hangUp := context.WithCancel(t.Context())
+				r.setFault(func(step string, do func() error) error {
+					hangUp()
+					return do()
+				})
+				if row.method == "DELETE" {
+					hangUp()
+				}
+				a := newAPI(r.c, nil, quiet())
+				a.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, row.method, "/lock/l", strings.NewReader(row.body)))
+				synctest.Wait()
+				r.wantState(row.holders, "")
+			})
+		})
+	}
+}
+
+// TestStopGivesBackWhatIsNotTaken stops while a client does not take its
+// answer, a grant: the hold must not stay in the file.
+func TestStopGivesBackWhatIsNotTaken(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "locker.json")
+	synctest.Test(t, func(t *testing.T) {
+		st, s := openAt(t, path)
+		c, err := newCommitter(st, s, quiet(), time.Now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		m := newMemory()
+		done := make(chan error, 1)
+		go func() { done <- serve(ctx, m, &config{}, c, quiet()) }()
+		conn := m.dial(t)
+		body := `{"key": "k"}`
+		fmt.Fprintf(conn, "PUT /lock/l HTTP/1.1\r\nHost: l\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+		synctest.Wait()
+		if (&bench{s: c.state().state}).holders() != "k:k" {
+			t.Fatal("not granted")
+		}
+		stop()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if file := read(t, path); strings.Contains(file, "holders") {
+			t.Errorf("the hold stays: %s", file)
+		}
+	})
 }

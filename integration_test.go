@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -322,6 +323,58 @@ func TestFileSizeLimit(t *testing.T) {
 	s, _, err := decodeState([]byte(read(t, path)), noon)
 	if err != nil || s.claims != fitted-1 {
 		t.Errorf("%d claims saved, want %d; %v", s.claims, fitted-1, err)
+	}
+}
+
+// TestFewFiles lets silent connections take all the file descriptors that they
+// can get: a client that is connected can still release its lock.
+func TestFewFiles(t *testing.T) {
+	p := startProcess(t, filepath.Join(t.TempDir(), "locker.json"), "LOCKER_TEST_NOFILE=80")
+	p.want("PUT", "/lock/l", `{"key": "k"}`, http.StatusOK)
+	for range 120 {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	p.want("DELETE", "/lock/l", `{"key": "k"}`, http.StatusOK)
+}
+
+// TestLogThatNobodyReads fills the pipe behind the log: the locker works on,
+// and stops when it is told to.
+func TestLogThatNobodyReads(t *testing.T) {
+	unread, stderr, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unread.Close()
+	probe, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	probe.Close() // a free port, since the log that would tell is not read
+	p := &process{t: t, cmd: exec.Command(os.Args[0]), url: "http://" + probe.Addr().String(), log: &logBuffer{}}
+	p.cmd.Env = []string{"LOCKER_TEST_MAIN=1", "LISTEN=" + probe.Addr().String(), "LOCKER_CONFIG=" + filepath.Join(t.TempDir(), "locker.json")}
+	p.cmd.Stderr = stderr
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stderr.Close()
+	t.Cleanup(p.kill)
+	eventually(t, "an answer", func() bool {
+		status, _ := send(t.Context(), "GET", p.url+"/health", "")
+		return status == http.StatusOK
+	})
+	long := strings.Repeat("k", 250) // a pipe holds 64 KiB
+	for range 100 {
+		p.want("PUT", "/lock/l", `{"key": "`+long+`"}`, http.StatusOK)
+		p.want("DELETE", "/lock/l", `{"key": "`+long+`"}`, http.StatusOK)
+	}
+	start := time.Now()
+	p.cmd.Process.Signal(syscall.SIGTERM)
+	if err := p.cmd.Wait(); err != nil || time.Since(start) > 5*time.Second {
+		t.Errorf("it ended after %v: %v", time.Since(start), err)
 	}
 }
 

@@ -192,7 +192,7 @@ func TestSecondServerOfAStateRefuses(t *testing.T) {
 	s := startServer(t, map[string]string{"LOCKER_CONFIG": state})
 	s.do(t, put, "/lock/a", jane)
 	err := runAgainst(t, "127.0.0.1:0", state)
-	for _, want := range []string{"another locker has " + state + ".lock", "stop it, or set LOCKER_CONFIG to another file"} {
+	for _, want := range []string{"another locker has the state file, it holds " + state + ".lock", "stop it, or set LOCKER_CONFIG to another file"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %q", err, want)
 		}
@@ -257,7 +257,7 @@ func TestEventsAreLogged(t *testing.T) {
 	for _, pattern := range []string{
 		`level=INFO msg=grant lock=a key=k locked_by=jane link=https://ci.example/builds/12 token=1 waited=0s\n`,
 		`level=INFO msg=queue lock=a key=other locked_by=george\n`,
-		`level=INFO msg=withdraw lock=a key=other locked_by=george waited=\S+\n`,
+		`level=INFO msg=withdraw lock=a key=other locked_by=george waited=\S+ reason="it was released while it waited"\n`,
 		`level=INFO msg=release lock=a key=k locked_by=jane link=\S+ token=1 held=\S+\n`,
 		`level=INFO msg=grant lock=a key=k2 locked_by=line\\feed token=\d+ waited=0s\n`,
 		`level=INFO msg=force lock=a key=k2 locked_by=line\\feed token=\d+ held=\S+ by=george reason="it hangs\\nmsg=grant"\n`,
@@ -286,7 +286,7 @@ func TestKeepAliveProbes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	raw, err := conn.(*net.TCPConn).SyscallConn()
+	raw, err := conn.(*limitedConn).TCPConn.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}

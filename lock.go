@@ -120,7 +120,7 @@ const (
 type outcome struct {
 	verdict verdict
 	token   uint64 // of a grant
-	waiter  uint64 // the waiter's revision, when it is queued
+	waiter  uint64 // the waiter's revision, when it is or was queued
 }
 
 // event is a change, for the log.
@@ -131,7 +131,8 @@ type event struct {
 	link     string
 	token    uint64
 	lasted   time.Duration // how long it was held or waited for
-	by, why  string        // who forced it, and their reason
+	by       string        // who forced it
+	why      string        // it was forced or withdrawn
 }
 
 // draft is a copy of a state to which one batch of requests is applied. It is
@@ -285,11 +286,10 @@ func (d *draft) takeAgain(name string, i int, c claim, wait bool) outcome {
 		again := &d.edit(name).Waiters[i]
 		again.TTL, again.Link = c.TTL, c.Link
 	}
+	stays := wait || d.arrived[w.Revision]
 	d.arrived[w.Revision] = true
 	d.advance(name)
-	if !wait {
-		delete(d.arrived, w.Revision)
-	}
+	d.arrived[w.Revision] = stays
 	if o, ok := d.moved[w.Revision]; ok {
 		return o
 	}
@@ -319,7 +319,7 @@ func (d *draft) advance(name string) {
 		w := l.Waiters[0]
 		l = d.edit(name)
 		l.Waiters = slices.Delete(l.Waiters, 0, 1)
-		d.moved[w.Revision] = outcome{verdict: granted, token: d.grant(l, w.claim, d.now.Sub(w.Since))}
+		d.moved[w.Revision] = outcome{verdict: granted, token: d.grant(l, w.claim, d.now.Sub(w.Since)), waiter: w.Revision}
 	}
 }
 
@@ -423,7 +423,7 @@ func (d *draft) drop(name string, i int, e event) {
 // leave takes the waiter at i out of the queue and lets those behind it move up.
 func (d *draft) leave(name string, i int) {
 	l := d.edit(name)
-	d.withdraw(l, l.Waiters[i])
+	d.withdraw(l, l.Waiters[i], "it was released while it waited")
 	l.Waiters = slices.Delete(l.Waiters, i, i+1)
 	d.advance(name)
 }
@@ -434,18 +434,18 @@ func (d *draft) leaveGone(name string) {
 	l.Waiters = slices.DeleteFunc(l.Waiters, func(w waiter) bool {
 		gone := d.gone(w)
 		if gone {
-			d.withdraw(l, w)
+			d.withdraw(l, w, "its request ended, and it did not come back in time")
 		}
 		return gone
 	})
 }
 
-func (d *draft) withdraw(l *lock, w waiter) {
+func (d *draft) withdraw(l *lock, w waiter, why string) {
 	d.revision++
 	d.claims--
 	l.remember(w.identity, d.now)
 	d.moved[w.Revision] = outcome{verdict: withdrawn}
-	d.note(event{what: "withdraw", lock: l.name, identity: w.identity, link: w.Link, lasted: d.now.Sub(w.Since)})
+	d.note(event{what: "withdraw", lock: l.name, identity: w.identity, link: w.Link, lasted: d.now.Sub(w.Since), why: why})
 }
 
 // remember keeps r as ended.
@@ -488,8 +488,12 @@ func (d *draft) tend() {
 }
 
 // tidy forgets the free locks beyond the maxFree most recently released, but
-// none that still remembers a claim that ended, or has waiters.
+// none that still remembers a claim that ended, or has waiters. It does so with
+// a change only: a draft without one shares its list of locks with its base.
 func (d *draft) tidy() {
+	if !d.changed() {
+		return
+	}
 	var free []*lock
 	for _, l := range d.locks {
 		if l.free() {
@@ -533,7 +537,7 @@ func (c identity) check() error {
 func checkName(what, s string) error {
 	switch {
 	case s == "":
-		return fmt.Errorf("%s is missing", what)
+		return fmt.Errorf("%s is empty: it must have 1 to %d bytes", what, maxName)
 	case len(s) > maxName:
 		return fmt.Errorf("%s has %d bytes: at most %d are allowed", what, len(s), maxName)
 	case !utf8.ValidString(s):

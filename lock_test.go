@@ -37,7 +37,11 @@ func (b *bench) batch(ops ...func(*draft) outcome) []outcome {
 	for _, op := range ops {
 		outcomes = append(outcomes, op(d))
 	}
+	before := len(b.s.locks)
 	d.tidy()
+	if !d.changed() && (len(b.s.locks) != before || slices.Contains(b.s.locks, nil)) {
+		b.t.Fatal("a batch without a change changed the published state")
+	}
 	b.s, b.moved = &d.state, d.moved
 	return outcomes
 }
@@ -259,6 +263,19 @@ func TestNoWaitRequestOfAWaiterIsNotThereAfterwards(t *testing.T) {
 	b.want(":", "b")
 }
 
+// TestNoWaitRequestBesideOneThatWaits: the second request of a claim does not
+// take the first one's presence away.
+func TestNoWaitRequestBesideOneThatWaits(t *testing.T) {
+	b := newBench(t)
+	b.take(of("k a 1"), false)
+	b.batch(
+		func(d *draft) outcome { return d.take("l", of("other b 2"), true) },
+		func(d *draft) outcome { return d.take("l", of("other b 2"), false) },
+		func(d *draft) outcome { return d.release("l", of("k a 1").identity, false) },
+	)
+	b.want("other:b", "")
+}
+
 func TestNewestRequestOfAWaiterCounts(t *testing.T) {
 	b := newBench(t)
 	b.take(of("k a"), false)
@@ -415,6 +432,16 @@ func TestFreeLocksAreForgotten(t *testing.T) {
 	if l, _ := b.s.find("remembers"); l == nil {
 		t.Error("a lock was forgotten that remembers a claim that ended")
 	}
+	b.batch(func(d *draft) outcome { return d.take("kept for a waiter", of("k a"), false) })
+	w := b.batch(func(d *draft) outcome { return d.take("kept for a waiter", of("other b 1"), true) })[0]
+	b.away[w.waiter] = 0
+	b.batch(func(d *draft) outcome { return d.release("kept for a waiter", of("k a").identity, false) })
+	for i := range maxFree {
+		use(fmt.Sprint("more ", i), "k a")
+	}
+	if l, _ := b.s.find("kept for a waiter"); l == nil {
+		t.Error("a free lock was forgotten whose place is kept for a waiter")
+	}
 	b.now = b.now.Add(endedKept)
 	use("one more", "k a")
 	if l, _ := b.s.find("remembers"); l != nil {
@@ -427,7 +454,7 @@ func TestFreeLocksAreForgotten(t *testing.T) {
 func TestRandom(t *testing.T) {
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))
-	const steps = 150_000
+	const steps = 100_000
 	w := newWorld()
 	for step := range steps {
 		if err := w.step(r); err != nil {
@@ -465,9 +492,8 @@ func (w *world) step(r *rand.Rand) error {
 	d, m := newDraft(w.s, w.now, w.asking), w.m.clone()
 	d.tend()
 	m.tend(w.now, w.asking)
-	type queuedRequest struct{ waiter uint64 }
-	var waiting []queuedRequest
-	for range r.IntN(4) {
+	var waiting []uint64
+	for range r.IntN(12) {
 		op := randomOp(r)
 		got, want := op.apply(d), op.model(m, w.now, w.asking)
 		if got != want {
@@ -475,7 +501,7 @@ func (w *world) step(r *rand.Rand) error {
 		}
 		if got.verdict == queued {
 			if op.wait {
-				waiting = append(waiting, queuedRequest{got.waiter})
+				waiting = append(waiting, got.waiter)
 			}
 			w.ended[got.waiter] = w.now
 		}
@@ -487,8 +513,8 @@ func (w *world) step(r *rand.Rand) error {
 		return nil // the commit fails: the draft and the model's copy are dropped
 	}
 	w.s, w.m = &d.state, m
-	for _, q := range waiting {
-		w.asked[q.waiter]++
+	for _, waiter := range waiting {
+		w.asked[waiter]++
 	}
 	return w.check(before)
 }
@@ -520,6 +546,9 @@ func (w *world) check(before *state) error {
 		claims += len(l.Holders) + len(l.Waiters)
 		if err := l.check(w.s.revision); err != nil { // one key, one holder of a name, one place for a claim
 			return fmt.Errorf("lock %s: %w", l.name, err)
+		}
+		if len(l.Waiters) > 0 && l.fits(l.Waiters[0].identity) && w.asked[l.Waiters[0].Revision] > 0 {
+			return fmt.Errorf("lock %s: its next waiter is there, and was not granted it", l.name)
 		}
 		if err := orderKept(before.look(l.name), l, before.revision); err != nil {
 			return err

@@ -16,6 +16,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -29,6 +30,7 @@ const (
 	maxHeader    = 16 << 10        // bytes; a browser's cookies for a shared host fit
 	probeTime    = 5 * time.Second // between keep-alive probes
 	probes       = 3               // unanswered, before a connection is given up
+	spareFiles   = 32              // file descriptors that connections leave for everything else
 )
 
 func main() {
@@ -40,15 +42,17 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
-	if err == nil {
-		return
+	log := newLineWriter(os.Stderr)
+	status := 0
+	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, log); err != nil {
+		fmt.Fprintln(log, "locker:", err)
+		status = 1
+		if _, ok := errors.AsType[*configError](err); ok {
+			status = 2
+		}
 	}
-	fmt.Fprintln(os.Stderr, "locker:", err)
-	if _, ok := errors.AsType[*configError](err); ok {
-		os.Exit(2)
-	}
-	os.Exit(1)
+	log.close()
+	os.Exit(status)
 }
 
 // run serves until ctx is done. A *configError lists everything that is wrong
@@ -65,7 +69,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return err
 	}
 	defer st.close()
-	locks, claims := len(s.locks), s.claims
+	if st.imported {
+		log.Info("the original locker's state is imported", "kept", st.path+".v1")
+	}
 	c, err := newCommitter(st, s, log, time.Now)
 	if err != nil {
 		return err
@@ -78,7 +84,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return err
 	}
 	log.Info("start", "version", buildVersion(), "address", listener.Addr().String(), "tls", cfg.certificate != nil,
-		"auth", cfg.credentials != nil, "state", st.path, "locks", locks, "claims", claims)
+		"auth", cfg.credentials != nil, "state", st.path, "locks", len(c.state().locks), "claims", c.state().claims)
 	if cfg.localOnly {
 		log.Warn("listening on this machine only, because there are no credentials: set AUTH_USER and AUTH_PASS, or LISTEN")
 	}
@@ -88,9 +94,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 }
 
 // serve answers on listener until ctx is done or the state cannot be kept. When
-// it returns, everyone has been answered and everything is committed.
+// it returns, everyone has been answered, and as far as commits succeed
+// everything is committed.
 func serve(ctx context.Context, listener net.Listener, cfg *config, c *committer, log *slog.Logger) error {
-	srv := newServer(cfg, c, log)
+	a := newAPI(c, cfg.credentials, log)
+	srv := newServer(a, log)
 	written, served := make(chan error, 1), make(chan error, 1)
 	go func() { written <- c.run() }()
 	if cfg.certificate == nil {
@@ -117,15 +125,16 @@ func serve(ctx context.Context, listener net.Listener, cfg *config, c *committer
 	if srv.Shutdown(stopping) != nil {
 		srv.Close()
 	}
+	a.wait() // what could not be delivered is given back first
 	c.close()
 	return errors.Join(err, <-written)
 }
 
-func newServer(cfg *config, c *committer, log *slog.Logger) *http.Server {
+func newServer(a *api, log *slog.Logger) *http.Server {
 	var http1 http.Protocols
 	http1.SetHTTP1(true)
 	return &http.Server{
-		Handler:                      newAPI(c, cfg.credentials, log),
+		Handler:                      a,
 		Protocols:                    &http1,
 		DisableGeneralOptionsHandler: true, // it would answer before credentials are checked
 		ReadHeaderTimeout:            headerTime,
@@ -141,7 +150,57 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: set LISTEN or PORT to an address that is free on this machine", err)
 	}
-	return l, nil
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return nil, fmt.Errorf("find limit of open files: %w", err)
+	}
+	return newLimited(l, int(min(files.Cur, 1<<20))-spareFiles), nil
+}
+
+// limited is a TCP listener that has at most a number of connections open, so that
+// clients cannot use up the file descriptors that a save needs. Others wait
+// until one is closed.
+type limited struct {
+	net.Listener
+	open    chan struct{}
+	closing chan struct{}
+	close   func()
+}
+
+func newLimited(l net.Listener, most int) *limited {
+	closing := make(chan struct{})
+	return &limited{l, make(chan struct{}, max(most, 1)), closing, sync.OnceFunc(func() { close(closing) })}
+}
+
+func (l *limited) Accept() (net.Conn, error) {
+	select {
+	case l.open <- struct{}{}:
+	case <-l.closing:
+		return nil, net.ErrClosed
+	}
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		<-l.open
+		return nil, err
+	}
+	return &limitedConn{conn.(*net.TCPConn), sync.OnceFunc(func() { <-l.open })}, nil
+}
+
+func (l *limited) Close() error {
+	l.close()
+	return l.Listener.Close()
+}
+
+// limitedConn makes room for another connection when it is closed. net/http
+// knows how to half-close what is a TCPConn.
+type limitedConn struct {
+	*net.TCPConn
+	leave func()
+}
+
+func (c *limitedConn) Close() error {
+	defer c.leave()
+	return c.TCPConn.Close()
 }
 
 // config is what section "Configure" of the README describes, checked.

@@ -12,9 +12,8 @@ import (
 // limit a process.
 func TestMain(m *testing.M) {
 	if os.Getenv("LOCKER_TEST_MAIN") != "" {
-		if limit, err := strconv.ParseUint(os.Getenv("LOCKER_TEST_FSIZE"), 10, 64); err == nil {
-			syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: limit, Max: limit})
-		}
+		limitTo(syscall.RLIMIT_FSIZE, os.Getenv("LOCKER_TEST_FSIZE"))
+		limitTo(syscall.RLIMIT_NOFILE, os.Getenv("LOCKER_TEST_NOFILE"))
 		main()
 		os.Exit(0)
 	}
@@ -22,3 +21,9 @@ func TestMain(m *testing.M) {
 }
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func limitTo(resource int, value string) {
+	if limit, err := strconv.ParseUint(value, 10, 64); err == nil {
+		syscall.Setrlimit(resource, &syscall.Rlimit{Cur: limit, Max: limit})
+	}
+}

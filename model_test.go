@@ -53,9 +53,9 @@ func (m *model) lock(name string) *modelLock {
 	return m.locks[name]
 }
 
-type asker func(uint64) (bool, time.Duration)
+type inFlight func(uint64) (bool, time.Duration)
 
-func (m *model) tend(now time.Time, asking asker) {
+func (m *model) tend(now time.Time, asking inFlight) {
 	for _, name := range slices.Sorted(maps.Keys(m.locks)) {
 		l := m.locks[name]
 		for _, h := range slices.Clone(l.holders) {
@@ -105,7 +105,7 @@ func (l *modelLock) room(who identity) bool {
 	return true
 }
 
-func (m *model) moveUp(l *modelLock, now time.Time, asking asker) {
+func (m *model) moveUp(l *modelLock, now time.Time, asking inFlight) {
 	for len(l.queue) > 0 {
 		w := l.queue[0]
 		if there, _ := asking(w.number); !there && !w.here || !l.room(w.who) {
@@ -127,7 +127,7 @@ func (m *model) grant(l *modelLock, c modelClaim, now time.Time) uint64 {
 	return c.number
 }
 
-func (m *model) take(name string, c modelClaim, wait bool, now time.Time, asking asker) outcome {
+func (m *model) take(name string, c modelClaim, wait bool, now time.Time, asking inFlight) outcome {
 	l := m.lock(name)
 	for i, h := range l.holders {
 		if c.who.ID != "" && h.who == c.who {
@@ -143,16 +143,17 @@ func (m *model) take(name string, c modelClaim, wait bool, now time.Time, asking
 			if w.ttl != c.ttl || w.link != c.link {
 				m.revision++
 			}
+			here := wait || w.here
 			l.queue[i].ttl, l.queue[i].link, l.queue[i].here = c.ttl, c.link, true
 			m.moveUp(l, now, asking)
 			for _, h := range l.holders {
 				if h.who == c.who {
-					return outcome{verdict: granted, token: h.number}
+					return outcome{verdict: granted, token: h.number, waiter: w.number}
 				}
 			}
 			for i := range l.queue {
 				if l.queue[i].who == c.who {
-					l.queue[i].here = wait
+					l.queue[i].here = here
 				}
 			}
 			return outcome{verdict: queued, waiter: w.number}
@@ -172,7 +173,7 @@ func (m *model) take(name string, c modelClaim, wait bool, now time.Time, asking
 	return outcome{verdict: queued, waiter: c.number}
 }
 
-func (m *model) release(name string, who identity, own bool, now time.Time, asking asker) outcome {
+func (m *model) release(name string, who identity, own bool, now time.Time, asking inFlight) outcome {
 	l := m.lock(name)
 	isID := func(c modelClaim) bool { return who.ID != "" && c.who == who }
 	if slices.ContainsFunc(l.holders, isID) {
@@ -215,7 +216,7 @@ func (m *model) release(name string, who identity, own bool, now time.Time, aski
 	return outcome{verdict: noSuchHolder}
 }
 
-func (m *model) force(name, lockedBy string, now time.Time, asking asker) outcome {
+func (m *model) force(name, lockedBy string, now time.Time, asking inFlight) outcome {
 	l := m.lock(name)
 	freed := false
 	for _, h := range slices.Clone(l.holders) {
@@ -271,7 +272,7 @@ func (o op) apply(d *draft) outcome {
 	return d.force(o.lock, o.who.LockedBy, nil, "", "")
 }
 
-func (o op) model(m *model, now time.Time, asking asker) outcome {
+func (o op) model(m *model, now time.Time, asking inFlight) outcome {
 	switch o.what {
 	case "take":
 		return m.take(o.lock, modelClaim{who: o.who, ttl: o.ttl, link: o.link}, o.wait, now, asking)

@@ -16,20 +16,25 @@ import (
 	"github.com/cloudfoundry-community/locker/resource"
 )
 
-// version of the state file's format.
-const version = 2
+// stateVersion is the version of the state file's format.
+const stateVersion = 2
+
+// maxRevision is the last one that every reader of JSON reads exactly: a
+// million changes a second do not get there in 285 years.
+const maxRevision = 1 << 53
 
 // store is the state file. After open it is owned by the writer.
 type store struct {
-	path  string
-	guard *os.File // FILE.lock, locked as long as the process lives
-	steps steps
-	buf   []byte // reused from save to save
+	path     string
+	guard    *os.File // FILE.lock, locked as long as the process lives
+	imported bool     // it was the original locker's
+	steps    steps
+	buf      []byte // reused from save to save
 }
 
 // steps are what a durable write is made of, so that a test can fail each.
 type steps struct {
-	openDir func(name string) (*os.File, error)
+	open    func(name string) (*os.File, error)
 	create  func(dir, pattern string) (*os.File, error)
 	write   func(f *os.File, data []byte) (int, error)
 	sync    func(f *os.File) error
@@ -40,7 +45,7 @@ type steps struct {
 
 func realSteps() steps {
 	return steps{
-		openDir: os.Open,
+		open:    os.Open,
 		create:  os.CreateTemp,
 		write:   (*os.File).Write,
 		sync:    (*os.File).Sync,
@@ -52,7 +57,7 @@ func realSteps() steps {
 
 // errUnknown is wrapped by the errors of a save of which nobody can say
 // whether it happened.
-var errUnknown = errors.New("it is not known whether this was saved")
+var errUnknown = errors.New("it is not known whether this was saved, the next start reads what is there")
 
 // openStore opens the state file at path for this process alone and reads it;
 // a file that does not exist is no lock held. A file of the original locker is
@@ -89,11 +94,11 @@ func (st *store) close() error { return st.guard.Close() }
 func flock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("lock state file: %w", err)
+		return nil, fmt.Errorf("keep other lockers off the state file: %w: set LOCKER_CONFIG to a file that this user may write", err)
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("lock state file: another locker has %s: stop it, or set LOCKER_CONFIG to another file: %w", path+".lock", err)
+		return nil, fmt.Errorf("another locker has the state file, it holds %s: stop it, or set LOCKER_CONFIG to another file: %w", path+".lock", err)
 	}
 	return f, nil
 }
@@ -111,9 +116,9 @@ func (st *store) load(now time.Time) (*state, error) {
 	}
 	s, original, err := decodeState(data, now)
 	if err != nil {
-		return nil, fmt.Errorf("state file %s: %w; restore it from a backup, or move it away to start with no lock held", st.path, err)
+		return nil, fmt.Errorf("state file %s: %w: use the locker that wrote it, restore it from a backup, or move it away to start with no lock held", st.path, err)
 	}
-	if original {
+	if st.imported = original; original {
 		if err := st.keepOriginal(data); err != nil {
 			return nil, err
 		}
@@ -129,7 +134,7 @@ func (st *store) removeStale() error {
 		return fmt.Errorf("read state folder: %w", err)
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), base+".tmp-") {
+		if strings.HasPrefix(e.Name(), base+".tmp-") || strings.HasPrefix(e.Name(), base+".v1.tmp-") {
 			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
 				return fmt.Errorf("remove stale file: %w", err)
 			}
@@ -140,11 +145,11 @@ func (st *store) removeStale() error {
 
 func (st *store) syncWhatIsThere() error {
 	for _, name := range []string{st.path, filepath.Dir(st.path)} {
-		f, err := os.Open(name)
+		f, err := st.steps.open(name)
 		if err != nil {
 			return fmt.Errorf("sync state file: %w", err)
 		}
-		err = f.Sync()
+		err = st.steps.sync(f)
 		f.Close()
 		if err != nil {
 			return fmt.Errorf("sync state file: %w", err)
@@ -174,8 +179,29 @@ func (st *store) keepOriginal(data []byte) error {
 // errUnknown leaves it open whether the file is the old or the new one; after
 // any other it is the old one.
 func (st *store) save(s *state) error {
+	if err := st.guarded(); err != nil {
+		return fmt.Errorf("save state: %w", err)
+	}
 	st.buf = s.appendTo(st.buf[:0])
 	return st.replace(st.path, st.buf)
+}
+
+// guarded reports an error when FILE.lock is not the file that this process
+// locked: its folder was replaced or its disk unmounted, and another locker may
+// be at work there.
+func (st *store) guarded() error {
+	mine, err := st.guard.Stat()
+	if err != nil {
+		return err
+	}
+	there, err := os.Stat(st.path + ".lock")
+	if err == nil && !os.SameFile(mine, there) {
+		err = errors.New("it is not the file that this locker locked")
+	}
+	if err != nil {
+		return fmt.Errorf("look at %s.lock: %w: bring its folder back, or restart the locker", st.path, err)
+	}
+	return nil
 }
 
 // replace replaces the file of that name by data: after a crash or a power cut
@@ -198,7 +224,7 @@ func (st *store) save(s *state) error {
 // the pages it was to write may be gone (fsync(2), NOTES). The next save
 // writes a new file.
 func (st *store) replace(name string, data []byte) error {
-	dir, err := st.steps.openDir(filepath.Dir(name))
+	dir, err := st.steps.open(filepath.Dir(name))
 	if err != nil {
 		return fmt.Errorf("save state: %w", err)
 	}
@@ -239,7 +265,7 @@ func (st *store) writeTemp(name string, data []byte) (temp string, err error) {
 // appendTo appends the state file's content: one line a lock, so that a person
 // can read it, and encoded anew only for locks that changed.
 func (s *state) appendTo(buf []byte) []byte {
-	buf = fmt.Appendf(buf, "{\"version\": %d, \"revision\": %d, \"locks\": {", version, s.revision)
+	buf = fmt.Appendf(buf, "{\"version\": %d, \"revision\": %d, \"locks\": {", stateVersion, s.revision)
 	for i, l := range s.locks {
 		if i > 0 {
 			buf = append(buf, ',')
@@ -293,10 +319,13 @@ type member struct {
 
 func decodeMembers(members map[string]member) (*state, error) {
 	var number int
-	if err := json.Unmarshal(members["version"].value, &number); err != nil || number != version {
-		return nil, fmt.Errorf("it is of version %s, and this locker reads %d (at byte %d): use the locker that wrote it", members["version"].value, version, members["version"].offset)
+	if err := json.Unmarshal(members["version"].value, &number); err != nil || number != stateVersion {
+		return nil, fmt.Errorf("it is of version %s, and this locker reads %d (at byte %d)", members["version"].value, stateVersion, members["version"].offset)
 	}
 	s := &state{}
+	if len(members) != 3 {
+		return nil, errors.New("it must have version, revision and locks, and nothing else")
+	}
 	for name, m := range members {
 		var err error
 		switch name {
@@ -311,6 +340,9 @@ func decodeMembers(members map[string]member) (*state, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%q at byte %d: %w", name, m.offset, err)
 		}
+	}
+	if s.revision > maxRevision {
+		return nil, fmt.Errorf("its revision %d is beyond %d", s.revision, uint64(maxRevision))
 	}
 	slices.SortFunc(s.locks, func(a, b *lock) int { return strings.Compare(a.name, b.name) })
 	for _, l := range s.locks {
@@ -382,10 +414,12 @@ func (l *lock) check(revision uint64) error {
 	}
 	var last uint64
 	var claims []identity
+	tokens := map[uint64]bool{}
 	for i, h := range l.Holders {
-		if h.Token == 0 || h.Token > l.Revision || l.named(h.LockedBy) != i {
+		if h.Token == 0 || h.Token > l.Revision || tokens[h.Token] || l.named(h.LockedBy) != i {
 			return fmt.Errorf("holder %q: it is there twice, or its token %d is not one of this lock", h.LockedBy, h.Token)
 		}
+		tokens[h.Token] = true
 		claims = append(claims, identity{l.Key, h.LockedBy, h.ID})
 	}
 	for _, w := range l.Waiters {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -138,7 +139,10 @@ func TestRefusedStateFiles(t *testing.T) {
 		{"no object", "[]", "does not parse"},
 		{"a later version", `{"version": 3, "revision": 1, "locks": {}}`, "version 3"},
 		{"version as a string", `{"version": "2"}`, `version "2"`},
-		{"unknown member", `{"version": 2, "revision": 9, "extra": 1, "locks": {}}`, `"extra" at byte 39`},
+		{"unknown member", `{"version": 2, "revision": 9, "extra": 1, "locks": {}}`, "nothing else"},
+		{"no revision", `{"version": 2, "locks": {}}`, "must have version, revision and locks"},
+		{"another member", `{"version": 2, "revision": 9, "lokcs": {}}`, `"lokcs" at byte 39`},
+		{"a revision beyond all use", `{"version": 2, "revision": 18446744073709551615, "locks": {}}`, "beyond"},
 		{"negative revision", `{"version": 2, "revision": -1, "locks": {}}`, `"revision" at byte 27`},
 		{"unknown member of a lock", head + `"a": {"kye": "k"}}}`, `"a" at byte 45`},
 		{"one lock twice", head + `"a": {"key": "", "revision": 1}, "a": {"key": "", "revision": 1}}}`, "twice"},
@@ -174,11 +178,68 @@ func TestRefusedStateFiles(t *testing.T) {
 	}
 }
 
+// TestUnreadableStateStopsTheStart: only a file that is not there is no lock held.
+func TestUnreadableStateStopsTheStart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "locker.json")
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := openStore(path, realSteps(), noon); err == nil {
+		t.Error("started with no lock held")
+	}
+}
+
+// TestWhatWasReadIsSynced: it may be from a process that died before its last
+// fsync, and what is told of it must not go back.
+func TestWhatWasReadIsSynced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "locker.json")
+	writeFile(t, path, "{}")
+	writeFile(t, path+".v1", "{}")
+	var synced []string
+	steps := realSteps()
+	steps.sync = func(f *os.File) error {
+		synced = append(synced, f.Name())
+		return f.Sync()
+	}
+	st, _, err := openStore(path, steps, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.close()
+	if want := []string{path, filepath.Dir(path)}; !slices.Equal(synced, want) {
+		t.Errorf("synced %v, want %v", synced, want)
+	}
+}
+
+// TestGuardIsLookedAt: when the folder was replaced, another locker may be at
+// work in the new one.
+func TestGuardIsLookedAt(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "locker.json")
+	st, s := openAt(t, path)
+	if err := os.Rename(path+".lock", path+".moved"); err != nil {
+		t.Fatal(err)
+	}
+	if err := st.save(s); err == nil || errors.Is(err, errUnknown) {
+		t.Errorf("without its guard: %v, want a refusal", err)
+	}
+	writeFile(t, path+".lock", "")
+	if err := st.save(s); err == nil || !strings.Contains(err.Error(), path+".lock") {
+		t.Errorf("with another guard: %v, want a refusal that names it", err)
+	}
+	if err := os.Rename(path+".moved", path+".lock"); err != nil {
+		t.Fatal(err)
+	}
+	if err := st.save(s); err != nil {
+		t.Errorf("with its guard back: %v", err)
+	}
+}
+
 func TestOneProcessPerStateFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "locker.json")
 	st, _ := openAt(t, path)
 	stale := path + ".tmp-1"
 	writeFile(t, stale, "")
+	writeFile(t, path+".v1.tmp-1", "")
 	if _, _, err := openStore(path, realSteps(), noon); err == nil || !strings.Contains(err.Error(), path+".lock") {
 		t.Errorf("error %v, want one that names the file that is locked", err)
 	}
@@ -190,6 +251,7 @@ func TestOneProcessPerStateFile(t *testing.T) {
 	if _, err := os.Stat(stale); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("stale file: %v, want it removed", err)
 	}
+	onlyFiles(t, path)
 	if _, err := os.Stat(path + ".lock"); err != nil {
 		t.Error("the lock file was removed")
 	}

@@ -21,7 +21,7 @@ func TestProblemsOfARequest(t *testing.T) {
 		request string
 		want    []string // how the lines begin
 	}{
-		{``, []string{"read request: malformed JSON at byte 0: unexpected end of JSON input: give Concourse's JSON on stdin"}},
+		{``, []string{"read request: a JSON object is missing: there is nothing: give Concourse's JSON on stdin"}},
 		{`{`, []string{"read request: malformed JSON at byte 1: unexpected end of JSON input"}},
 		{`[]`, []string{"read request: this is no JSON object"}},
 		{`{} {}`, []string{"read request: malformed JSON at byte 4"}},

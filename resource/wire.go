@@ -95,8 +95,11 @@ func (d Duration) MarshalText() ([]byte, error) {
 // UnmarshalText reads what time.ParseDuration reads, but nothing negative.
 func (d *Duration) UnmarshalText(text []byte) error {
 	v, err := time.ParseDuration(string(text))
-	if err != nil || v < 0 {
+	if err != nil {
 		return fmt.Errorf(`%q is not a duration such as "90s" or "2h30m"`, text)
+	}
+	if v < 0 {
+		return fmt.Errorf("%q is negative", text)
 	}
 	*d = Duration(v)
 	return nil
@@ -134,6 +137,9 @@ func known(fields map[string]any) string {
 func Object(data []byte, each func(name string, value json.RawMessage, offset int) error) error {
 	if !utf8.Valid(data) {
 		return errors.New("the JSON is not valid UTF-8")
+	}
+	if len(bytes.TrimSpace(data)) == 0 {
+		return errors.New("a JSON object is missing: there is nothing")
 	}
 	if !json.Valid(data) {
 		return malformed(data)

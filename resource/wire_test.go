@@ -20,7 +20,7 @@ func TestObject(t *testing.T) {
 		{"the other half", `{"a":"\\\udE00"}`, "half of an escaped surrogate"},
 		{"halves in the wrong order", `{"a":"\ude00\ud83d"}`, "half of an escaped surrogate"},
 		{"no object", `[1]`, "no JSON object"},
-		{"nothing", ``, "at byte 0"},
+		{"nothing", ``, "is missing"},
 		{"cut off", `{"a":`, "at byte 5"},
 		{"more behind it", `{"a":1} {}`, "at byte 9"},
 		{"not UTF-8", "{\"a\":\"\xff\"}", "not valid UTF-8"},
@@ -56,7 +56,7 @@ func TestDecode(t *testing.T) {
 		t.Errorf("read %q %t %v", text, flag, time.Duration(wait))
 	}
 	err := Decode([]byte(`{"text":1,"flag":null,"wait":"-1s","Text":"x"}`), fields)
-	for _, want := range []string{"text: a JSON number", "flag: null", `wait: "-1s" is not a duration`, `unknown member "Text": known are flag, text, wait`} {
+	for _, want := range []string{"text: a JSON number", "flag: null", `wait: "-1s" is negative`, `unknown member "Text": known are flag, text, wait`} {
 		if !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("error %v, want %q in it", err, want)
 		}
