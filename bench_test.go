@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -168,6 +169,65 @@ func Benchmark64Clients(b *testing.B) {
 		})
 		b.ReportMetric(float64(max(answer, commit/64))/(float64(b.Elapsed())/float64(b.N)), "ratio")
 	})
+}
+
+// Benchmark64ClientsWatched, with the page open in 20 browsers and a scrape
+// every second. Ratio: requests per second over those of the same clients when
+// nobody looks; at least 0.8.
+func Benchmark64ClientsWatched(b *testing.B) {
+	load := func(b *testing.B, url string) {
+		parallel(b, func(c *http.Client, client, n int) {
+			call(b, c, []string{"PUT", "DELETE"}[n%2], fmt.Sprintf("%s/lock/l%d", url, client), `{"key": "k"}`)
+		})
+	}
+	alone := perOp(b, "floor/alone", func(b *testing.B) {
+		url, _ := served(b)
+		load(b, url)
+	})
+	perOp(b, "locker", func(b *testing.B) {
+		url, _ := served(b)
+		ctx, stop := context.WithCancel(b.Context())
+		var watching sync.WaitGroup
+		var lists atomic.Int64
+		for range 20 {
+			watching.Go(func() { followList(ctx, url, &lists) })
+		}
+		watching.Go(func() {
+			for ctx.Err() == nil {
+				send(ctx, "GET", url+"/metrics", "")
+				select {
+				case <-time.After(time.Second):
+				case <-ctx.Done():
+				}
+			}
+		})
+		load(b, url)
+		b.ReportMetric(float64(alone)/(float64(b.Elapsed())/float64(b.N)), "ratio")
+		b.ReportMetric(float64(lists.Load())/b.Elapsed().Seconds(), "lists/s")
+		stop()
+		watching.Wait()
+	})
+}
+
+// followList reads the list of locks as the page does, on a connection of its
+// own, but is back at once.
+func followList(ctx context.Context, url string, lists *atomic.Int64) {
+	c := &http.Client{Transport: &http.Transport{}}
+	defer c.CloseIdleConnections()
+	for tag := ""; ; lists.Add(1) {
+		req, err := http.NewRequestWithContext(ctx, "GET", url+"/locks?wait=10s", nil)
+		if err != nil {
+			panic(err)
+		}
+		req.Header.Set("If-None-Match", tag)
+		resp, err := c.Do(req)
+		if err != nil {
+			return
+		}
+		tag = resp.Header.Get("ETag")
+		io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+	}
 }
 
 // BenchmarkContended: 64 clients take one lock, release it and queue again.
