@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -36,6 +39,40 @@ func TestPageIsServedAsItIs(t *testing.T) {
 	if got := s.do(t, get, "/?x=1", "", "Authorization", basic(user, password)); got.status != "400 Bad Request" {
 		t.Errorf("with a query: %s", got.status)
 	}
+}
+
+// TestListTellsOfChangesTogether: whoever follows the list hears of a change
+// within a tenth of a second, but of many at once not of each.
+func TestListTellsOfChangesTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, _ := serveMemory(t, &config{})
+		const changes = 400
+		go func() {
+			conn := m.dial(t)
+			answers := bufio.NewReader(conn)
+			for i := range changes {
+				fmt.Fprintf(conn, "PUT /lock/l%d HTTP/1.1\r\nHost: locker\r\nContent-Length: 12\r\n\r\n{\"key\": \"k\"}", i)
+				nextAnswer(t, answers)
+				time.Sleep(5 * time.Millisecond)
+			}
+		}()
+		conn := m.dial(t)
+		answers, tag, told := bufio.NewReader(conn), `"0"`, 0
+		start := time.Now()
+		for tag != fmt.Sprintf(`"%d"`, changes) {
+			asked := time.Now()
+			fmt.Fprintf(conn, "GET /locks?wait=60s HTTP/1.1\r\nHost: locker\r\nIf-None-Match: %s\r\n\r\n", tag)
+			got := nextAnswer(t, answers)
+			if took := time.Since(asked); got.status != "200 OK" || took > listPause+5*time.Millisecond {
+				t.Fatalf("got %s after %v", got.status, took)
+			}
+			tag = got.header.Get("ETag")
+			told++
+		}
+		if took := time.Since(start); told < 15 || told > int(took/listPause)+2 {
+			t.Errorf("told %d times in %v", told, took)
+		}
+	})
 }
 
 // visit is the page of a server of its own, open in a browser.
@@ -102,6 +139,8 @@ func TestPage(t *testing.T) {
 		{"release that fails", testPageReleaseFails},
 		{"markup", testPageMarkup},
 		{"restart", testPageRestart},
+		{"disk in trouble", testPageTrouble},
+		{"in the background", testPageBackground},
 		{"filter", testPageFilter},
 		{"updates leave things where they are", testPageKeeps},
 		{"many", testPageMany},
@@ -313,6 +352,56 @@ func testPageRestart(t *testing.T, b *browser) {
 	w.do(put, "/lock/b", jane)
 	w.await("document.querySelectorAll('.lock').length === 2")
 }
+
+// While nothing can be saved the page says so, and a release that fails can be
+// tried again where it is.
+func testPageTrouble(t *testing.T, b *browser) {
+	folder := filepath.Join(t.TempDir(), "state")
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	env := withAuth()
+	env["LOCKER_CONFIG"] = filepath.Join(folder, "locker.json")
+	w := visitPage(t, b, env, "503")
+	w.do(put, "/lock/a", jane)
+	w.await("document.querySelector('.holders .release')")
+	rename(t, folder, folder+"-away")
+	w.click(".holders .release")
+	w.keys("it hangs" + keyEnter)
+	w.has("Not released, as far as is known: nothing was changed, the locker cannot save its state")
+	w.run("health()", nil) // not to wait until it is looked at anyway
+	w.has("Nothing can be taken or released since 20", "no such file or directory")
+	w.screenshot("trouble")
+	rename(t, folder+"-away", folder)
+	w.log.await(t, "commits succeed again")
+	w.click("#sure")
+	w.has("Released jane from a.")
+	w.run("health()", nil)
+	w.await("document.getElementById('trouble').hidden")
+}
+
+// A page in the background leaves the browser's connections to others; it is up
+// to date as soon as somebody looks.
+func testPageBackground(t *testing.T, b *browser) {
+	w := visitPage(t, b, withAuth())
+	const hide = "Object.defineProperty(document, 'hidden', {value: arguments[0], configurable: true}); document.dispatchEvent(new Event('visibilitychange'))"
+	w.run(hide, nil, true)
+	w.do(put, "/lock/a", jane)
+	w.has("1 held")
+	w.do(put, "/lock/b", jane)
+	time.Sleep(500 * time.Millisecond)
+	if text := w.text(".counts"); !strings.HasPrefix(text, "1 held") {
+		t.Errorf("in the background it follows: %s", text)
+	}
+	start := time.Now()
+	w.run(hide, nil, false)
+	w.has("2 held")
+	if took := time.Since(start); took > behindSoon {
+		t.Errorf("it took %v", took)
+	}
+}
+
+const behindSoon = 5 * time.Second // half of what the page waits in the background
 
 func testPageFilter(t *testing.T, b *browser) {
 	w := visitPage(t, b, withAuth())
