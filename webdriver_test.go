@@ -115,12 +115,13 @@ func (b *browser) run(script string, value any, args ...any) {
 	b.send("POST", "/execute/sync", map[string]any{"script": script, "args": args}, value)
 }
 
-// await waits until an expression is true in the page.
+// await waits until an expression is true in the page. One that throws, since
+// what it looks for is not there yet, is not.
 func (b *browser) await(expression string) {
 	b.t.Helper()
 	var is bool
 	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		if b.run("return Boolean("+expression+")", &is); is {
+		if b.run("try { return Boolean("+expression+") } catch { return false }", &is); is {
 			return
 		}
 		if time.Now().After(deadline) {
