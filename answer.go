@@ -165,7 +165,17 @@ func (l *lock) heldBy() string {
 // shown returns the lock as the API shows it. It is encoded once, for all who
 // ask; safe for concurrent use when the lock is published.
 func (l *lock) shown() []byte {
-	l.once.Do(func() { l.json = encode(l.show()) })
+	entry := l.listed()
+	return entry[len(entry)-l.size:]
+}
+
+// listed returns the lock with its name before it, as the list shows it; see
+// shown.
+func (l *lock) listed() []byte {
+	l.once.Do(func() {
+		object := encode(l.show())
+		l.json, l.size = slices.Concat(encode(l.name), []byte(":"), object), len(object)
+	})
 	return l.json
 }
 
@@ -194,7 +204,7 @@ func (s *state) shown() [][]byte {
 		if i > 0 {
 			pieces = append(pieces, []byte(","))
 		}
-		pieces = append(pieces, encode(l.name), []byte(":"), l.shown())
+		pieces = append(pieces, l.listed())
 	}
 	return append(pieces, []byte("}"))
 }

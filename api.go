@@ -32,6 +32,10 @@ const (
 	maxWait  = 60 * time.Second
 	bodyTime = 10 * time.Second // for a body to arrive, after its header
 	sendTime = 30 * time.Second // for an answer to be taken, so that a list of 20,000 claims gets through slow links
+
+	// Who follows the list is told of changes at whole tenths of a second: for
+	// people that is at once, and a busy locker has work to do for others.
+	listPause = 100 * time.Millisecond
 )
 
 // api serves every path of the locker.
@@ -41,16 +45,19 @@ type api struct {
 	credentials *credentials // nil: everyone may
 	crossOrigin http.CrossOriginProtection
 	build       string
+	policy      string       // of the page
 	serving     sync.RWMutex // held for reading by each request, so that the end can wait for all
 	routes      map[string]map[string]handler
 }
 
 func newAPI(c *committer, who *credentials, log *slog.Logger) *api {
-	a := &api{committer: c, log: log, credentials: who, build: buildVersion()}
+	a := &api{committer: c, log: log, credentials: who, build: buildVersion(), policy: pagePolicy()}
 	a.routes = map[string]map[string]handler{
-		"/health": {"GET": a.health},
-		"/locks":  {"GET": a.list},
-		"/lock/":  {"GET": a.show, "PUT": a.take, "DELETE": a.release}, // and a name
+		"/":        {"GET": a.page},
+		"/health":  {"GET": a.health},
+		"/metrics": {"GET": a.measures},
+		"/locks":   {"GET": a.list},
+		"/lock/":   {"GET": a.show, "PUT": a.take, "DELETE": a.release}, // and a name
 	}
 	return a
 }
@@ -60,10 +67,13 @@ func newAPI(c *committer, who *credentials, log *slog.Logger) *api {
 type handler func(r *http.Request, body []byte) (reply, error)
 
 type reply struct {
-	status  int
-	body    [][]byte // JSON, in pieces; nil is none
-	etag    string
-	granted hold // to be given back if the answer does not reach the asker; zero: nothing
+	status      int
+	body        [][]byte // in pieces, without the newline at the end; nil is none
+	contentType string   // JSON when empty
+	policy      string   // Content-Security-Policy
+	etag        string
+	verdict     verdict // what the rules decided; empty when they were not asked
+	granted     hold    // to be given back if the answer does not reach the asker; zero: nothing
 }
 
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -74,9 +84,11 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.committer.giveBack(rep.granted)
 		rep, err = reply{}, errGone
 	}
+	verdict := rep.verdict
 	if err != nil {
 		rep = errorReply(w.Header(), err)
 	}
+	a.committer.metrics.request(operation(r), cmp.Or(string(verdict), strconv.Itoa(rep.status)))
 	if err := write(w, rep); err != nil && rep.granted != (hold{}) {
 		a.committer.giveBack(rep.granted)
 	}
@@ -155,12 +167,15 @@ func write(w http.ResponseWriter, rep reply) error {
 	if rep.etag != "" {
 		header.Set("ETag", rep.etag)
 	}
+	if rep.policy != "" {
+		header.Set("Content-Security-Policy", rep.policy)
+	}
 	if rep.body != nil {
 		length := 1
 		for _, piece := range rep.body {
 			length += len(piece)
 		}
-		header.Set("Content-Type", "application/json")
+		header.Set("Content-Type", cmp.Or(rep.contentType, "application/json"))
 		header.Set("Content-Length", strconv.Itoa(length))
 	}
 	w.WriteHeader(rep.status)
@@ -198,7 +213,8 @@ func cause(err error) string {
 }
 
 // list answers with all locks. When the client has them as they are
-// (If-None-Match, RFC 9110 section 13.1.2) it waits for a change if asked to.
+// (If-None-Match, RFC 9110 section 13.1.2) it waits for a change if asked to,
+// and until the next tenth of a second for what else may change.
 func (a *api) list(r *http.Request, _ []byte) (reply, error) {
 	query, err := parseQuery(r, "wait")
 	if err != nil {
@@ -213,7 +229,8 @@ func (a *api) list(r *http.Request, _ []byte) (reply, error) {
 	ctx, cancel := context.WithTimeout(r.Context(), min(time.Duration(wait), maxWait))
 	defer cancel()
 	s := a.committer.state()
-	for hasRevision(r.Header.Values("If-None-Match"), s.revision) {
+	has := r.Header.Values("If-None-Match")
+	for hasRevision(has, s.revision) {
 		select {
 		case <-s.replaced:
 			s = a.committer.state()
@@ -224,7 +241,24 @@ func (a *api) list(r *http.Request, _ []byte) (reply, error) {
 			return reply{status: http.StatusNotModified, etag: etag(s.revision)}, nil
 		}
 	}
+	if wait > 0 && len(has) > 0 {
+		a.pause(ctx)
+		s = a.committer.state()
+	}
 	return reply{status: http.StatusOK, etag: etag(s.revision), body: s.shown()}, nil
+}
+
+// pause waits for the next whole tenth of a second, so that all who follow the
+// list are told of the same state, at most ten times a second.
+func (a *api) pause(ctx context.Context) {
+	now := time.Now()
+	timer := time.NewTimer(now.Truncate(listPause).Add(listPause).Sub(now))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-a.committer.stopping:
+	case <-ctx.Done():
+	}
 }
 
 func (a *api) show(r *http.Request, _ []byte) (reply, error) {
@@ -307,6 +341,7 @@ func (a *api) ask(req *request, who identity) (reply, error) {
 		return reply{}, got.err
 	}
 	rep, err := got.reply(who)
+	rep.verdict = got.verdict
 	if got.verdict == granted && who.ID == "" {
 		rep.granted = hold{req.lock, got.token}
 	}

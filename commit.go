@@ -80,6 +80,8 @@ type committer struct {
 	log   *slog.Logger
 	wall  func() time.Time
 
+	metrics *metrics
+
 	mu        sync.Mutex
 	queue     []*request
 	expect    int    // requests worth waiting for, see gather
@@ -104,7 +106,7 @@ type committer struct {
 // it is not known what the file holds; a save that was refused is tried again.
 func newCommitter(st *store, s *state, log *slog.Logger, wall func() time.Time) (*committer, error) {
 	c := &committer{
-		store: st, log: log, wall: wall,
+		store: st, log: log, wall: wall, metrics: newMetrics(),
 		wake: make(chan struct{}, 1), stopping: make(chan struct{}),
 		places: map[uint64]*place{}, unsaved: true,
 	}
@@ -386,7 +388,9 @@ func (c *committer) forgetUnclaimed(n int) {
 
 func (c *committer) save(d *draft) error {
 	d.tidy()
+	start := time.Now()
 	err := c.store.save(&d.state)
+	c.metrics.commit(time.Since(start), len(c.store.buf), err)
 	switch was := c.failing.Load(); {
 	case err == nil && was != nil:
 		c.log.Info("commits succeed again", "failed_for", time.Since(was.since).Round(time.Millisecond))
@@ -405,6 +409,7 @@ func (c *committer) publish(d *draft) {
 	if !d.changed() {
 		return
 	}
+	c.metrics.grants(d.events)
 	s := d.state
 	old := c.published.Swap(&snapshot{&s, make(chan struct{})})
 	close(old.replaced)

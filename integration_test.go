@@ -252,7 +252,7 @@ func needRoot(t *testing.T) {
 
 // skip skips a test because of what the machine lacks; in CI, where everything
 // has been installed, that is a failure.
-func skip(t *testing.T, why string) {
+func skip(t testing.TB, why string) {
 	t.Helper()
 	if os.Getenv("CI") != "" {
 		t.Fatalf("not to be skipped in CI: %s", why)

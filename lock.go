@@ -52,7 +52,8 @@ type lock struct {
 type encodings struct {
 	saved []byte // its line in the state file, once written there; the writer's alone
 	once  sync.Once
-	json  []byte // as the API shows it, once it was asked for; see shown
+	json  []byte // as the API's list shows it, once it was asked for; see listed
+	size  int    // of its end that is the lock without its name
 }
 
 // identity is what makes two claims the same one. Without an ID a claim is

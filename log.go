@@ -85,15 +85,14 @@ func logEvents(log *slog.Logger, events []event) {
 			attrs = append(attrs, slog.Uint64("token", e.token))
 		}
 		switch e.what {
-		case "grant", "withdraw":
+		case "grant":
 			attrs = append(attrs, slog.Duration("waited", e.lasted))
+		case "withdraw":
+			attrs = append(attrs, slog.Duration("waited", e.lasted), slog.String("reason", e.why))
 		case "release", "expire":
 			attrs = append(attrs, slog.Duration("held", e.lasted))
 		case "force":
-			attrs = append(attrs, slog.Duration("held", e.lasted), slog.String("by", e.by))
-		}
-		if e.why != "" {
-			attrs = append(attrs, slog.String("reason", e.why))
+			attrs = append(attrs, slog.Duration("held", e.lasted), slog.String("by", e.by), slog.String("reason", e.why))
 		}
 		log.LogAttrs(context.Background(), slog.LevelInfo, e.what, attrs...)
 	}
