@@ -19,6 +19,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/cloudfoundry-community/locker/resource"
 )
 
 const (
@@ -42,7 +44,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	log := newLineWriter(os.Stderr)
+	log := resource.NewLines(os.Stderr)
 	status := 0
 	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, log); err != nil {
 		fmt.Fprintln(log, "locker:", err)
@@ -51,7 +53,7 @@ func main() {
 			status = 2
 		}
 	}
-	log.close()
+	log.Close()
 	os.Exit(status)
 }
 

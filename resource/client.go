@@ -27,10 +27,11 @@ const (
 	answerTime   = 10 * time.Second       // for an answer, beyond the wait that was asked for: a commit on a slow disk fits
 	firstPause   = 500 * time.Millisecond // before an attempt is repeated; each next one is twice as long
 	hurriedPause = time.Second            // at most, when little time is left
-	maxPause     = 10 * time.Second       // with dialTime it is less than the 15 s for which the server keeps a place
+	maxPause     = 10 * time.Second       // between attempts
 	probeTime    = 5 * time.Second        // between keep-alive probes
 	probes       = 3                      // unanswered, before a connection is given up
 	maxAnswer    = 64 << 20               // bytes; a lock with 5,000 waiters and their links fits
+	maxSentence  = 8 << 10                // bytes of a server's words; three holders and their links fit
 )
 
 // dialer makes connections.
@@ -153,6 +154,7 @@ func (c *client) strange() error {
 func (c *client) do(ctx context.Context, method string, body []byte, wait time.Duration) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, wait+answerTime)
 	defer cancel()
+	start := time.Now()
 	req, err := http.NewRequestWithContext(ctx, method, c.lock, bytes.NewReader(body))
 	if err != nil {
 		return nil, &failure{message: "locker_uri and lock_name make no URL: check locker_uri", final: true, unheard: true}
@@ -162,12 +164,12 @@ func (c *client) do(ctx context.Context, method string, body []byte, wait time.D
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, c.unanswered(err, wait+answerTime)
+		return nil, c.unanswered(err, time.Since(start))
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return nil, c.unanswered(err, wait+answerTime)
+		return nil, c.unanswered(err, time.Since(start))
 	}
 	if resp.StatusCode != http.StatusOK {
 		return nil, c.refused(resp, data)
@@ -176,7 +178,7 @@ func (c *client) do(ctx context.Context, method string, body []byte, wait time.D
 }
 
 // unanswered says why there was no answer.
-func (c *client) unanswered(err error, patience time.Duration) error {
+func (c *client) unanswered(err error, waited time.Duration) error {
 	if outer, ok := errors.AsType[*url.Error](err); ok {
 		err = outer.Err // the outer one repeats method and URL
 	}
@@ -188,7 +190,7 @@ func (c *client) unanswered(err error, patience time.Duration) error {
 	if mended := certificateCause(err); mended != "" {
 		cause, f.final, f.unheard = mended, true, true
 	} else if errors.Is(err, context.DeadlineExceeded) && !f.unheard {
-		cause = fmt.Sprintf("no answer within %s", patience)
+		cause = fmt.Sprintf("no answer within %s", waited.Round(100*time.Millisecond))
 	} else if errors.Is(err, context.Canceled) {
 		cause = "no answer before the time was up"
 	} else if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
@@ -223,7 +225,7 @@ func (c *client) refused(resp *http.Response, data []byte) error {
 		body = Error{}
 	}
 	sentence := clean(body.Error)
-	if resp.StatusCode == http.StatusLocked && body.Lock != nil {
+	if resp.StatusCode == http.StatusLocked && body.Lock != nil && body.Lock.Holders != nil {
 		return &refusal{sentence: sentence, lock: *body.Lock, position: body.Position}
 	}
 	final := resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout
@@ -231,7 +233,7 @@ func (c *client) refused(resp *http.Response, data []byte) error {
 	if sentence != "" {
 		message += ": " + sentence
 	}
-	if final {
+	if final && (sentence == "" || resp.StatusCode == http.StatusUnauthorized) {
 		message += ": " + mend(resp)
 	}
 	f := &failure{message: message, final: final, unheard: final}
@@ -263,6 +265,9 @@ func mend(resp *http.Response) string {
 // clean replaces control characters, so that a server's words can neither
 // start a line of their own nor colour anything.
 func clean(s string) string {
+	if len(s) > maxSentence {
+		s = strings.ToValidUTF8(s[:maxSentence], "") + "…"
+	}
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
 			return '?'

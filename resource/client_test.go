@@ -146,7 +146,7 @@ func TestFinalErrors(t *testing.T) {
 		body   string
 		says   string
 	}{
-		{400, `{"error":"key is missing"}`, "400 Bad Request: key is missing: check locker_uri"},
+		{400, `{"error":"key is missing"}`, "400 Bad Request: key is missing"},
 		{400, "Client sent an HTTP request to an HTTPS server.\n", "with https:// if it speaks TLS"},
 		{401, `{"error":"credentials are wrong"}`, "401 Unauthorized: credentials are wrong: set username and password"},
 		{403, `{}`, "403 Forbidden: check that no proxy stands between"},

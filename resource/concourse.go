@@ -13,6 +13,7 @@ import (
 	"maps"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -190,10 +191,17 @@ func checkURI(uri string) error {
 		return errors.New("locker_uri has credentials in it: use username and password")
 	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
 		return errors.New("locker_uri is no http or https URL: set it to the locker's address, such as https://10.0.0.10:8910")
+	case u.Port() != "" && !isPort(u.Port()):
+		return errors.New("locker_uri has no port from 1 to 65535: correct it")
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.Contains(uri, "#"):
 		return errors.New("locker_uri has a query or a fragment: leave out what follows ? or #")
 	}
 	return nil
+}
+
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
 }
 
 func checkName(member string, name text) error {

@@ -285,7 +285,7 @@ func TestNothingSecretIsPrinted(t *testing.T) {
 					r := s.run(abortAfter(t, lookBudget*2), main, request, t.TempDir())
 					var ending strings.Builder
 					if r.err != nil {
-						Fail(&ending, r.err)
+						fail(&ending, r.err)
 					}
 					printed := r.stdout.String() + r.stderr.String() + ending.String()
 					if strings.Contains(printed, canary) && !knownName(request) {

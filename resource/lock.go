@@ -31,6 +31,7 @@ type taken struct {
 	answer Answer
 	err    error
 	left   bool // the server may have a hold or a place of this claim
+	onWay  bool // the request's connection was given up: it may arrive yet
 }
 
 // lock takes the lock, for as long as it takes. When it fails, or ctx is done
@@ -54,6 +55,9 @@ func (c *claim) lock(ctx context.Context) error {
 	if ctx.Err() != nil {
 		if err := c.giveBack(leaving); err != nil {
 			return fmt.Errorf("lock %s: aborted: %w", c.name, err)
+		}
+		if t.onWay {
+			return fmt.Errorf("lock %s: aborted: the locker has nothing of %s now, but a request that it had not answered may reach it yet: let the job ensure the unlock", c.name, c.params.lockedBy)
 		}
 		return fmt.Errorf("lock %s: aborted: the claim of %s is given back", c.name, c.params.lockedBy)
 	}
@@ -81,7 +85,9 @@ func (c *claim) interrupt(leaving context.Context, ended <-chan taken, giveUp fu
 		return t
 	case <-timer.C:
 		giveUp()
-		return <-ended
+		t := <-ended
+		t.onWay = t.err != nil
+		return t
 	}
 }
 
@@ -151,11 +157,13 @@ func (c *claim) acquired(a Answer) error {
 
 // giveBack releases what this build has of the lock, and nothing else.
 func (c *claim) giveBack(ctx context.Context) error {
-	_, err := retry(ctx, &patience{say: c.say}, func() (Answer, error) {
+	hurry, now := context.WithCancel(ctx)
+	now()
+	_, err := retry(ctx, &patience{hurry: hurry, say: c.say}, func() (Answer, error) {
 		return c.client.release(ctx, c.releases(true))
 	})
 	if err != nil {
-		return fmt.Errorf("give lock %s back: %w: a place in the queue ends by itself, but a hold stays: release it with an unlock step, or on the locker's page", c.name, err)
+		return fmt.Errorf("give lock %s back: %w: a place in the queue ends by itself, but a hold stays: %s", c.name, err, releaseIt)
 	}
 	return nil
 }

@@ -18,6 +18,11 @@ import (
 const (
 	outBudget  = 10 * time.Minute // how long out goes on trying, as long as its claim is not queued
 	unlockTime = 8 * time.Second  // how long unlock goes on after TERM
+	readTime   = time.Second      // how long the request may take to arrive after TERM
+
+	// After TERM an attempt is given up sooner, so that one connection that
+	// hangs does not use up the time. Repeating a release is safe: it has an id.
+	unlockAttempt = 3500 * time.Millisecond
 )
 
 // outParams is what a put asks for, checked.
@@ -82,7 +87,9 @@ func Out(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer, args []
 func (p *program) out(ctx context.Context) error {
 	var params outParams
 	id, known := buildID(p.getenv)
-	r, err := p.read(ctx, params.fields(), func() error {
+	reading, stop := outlive(ctx, readTime) // an aborted unlock has its request on the way
+	defer stop()
+	r, err := p.read(reading, params.fields(), func() error {
 		err := params.check()
 		if !known && params.lockOp == "unlock" && params.onlyOwn() {
 			err = errors.Join(err, errors.New("own needs ATC_EXTERNAL_URL and BUILD_ID, which say what this build took: set both, or leave own out"))
@@ -112,8 +119,13 @@ func (c *claim) unlock(ctx context.Context) error {
 	trying, cancel := outlive(ctx, unlockTime)
 	defer cancel()
 	a, err := retry(trying, &patience{budget: outBudget, hurry: ctx, say: c.say}, func() (Answer, error) {
-		return c.client.release(trying, c.releases(c.params.onlyOwn()))
+		attempt, cancel := endAfter(trying, ctx, unlockAttempt)
+		defer cancel()
+		return c.client.release(attempt, c.releases(c.params.onlyOwn()))
 	})
+	if _, failed := errors.AsType[*failure](err); failed {
+		return fmt.Errorf("unlock %s: %w: what it holds stays held: %s", c.name, err, releaseIt)
+	}
 	if err != nil {
 		return fmt.Errorf("unlock %s: %w", c.name, err)
 	}
@@ -125,10 +137,19 @@ func (c *claim) unlock(ctx context.Context) error {
 	return c.report(a, "")
 }
 
+// releaseIt is what to do when a release did not succeed.
+const releaseIt = "release it with an unlock step, or on the locker's page"
+
 // outlive returns a context that is done that long after ctx is.
 func outlive(ctx context.Context, more time.Duration) (context.Context, context.CancelFunc) {
-	outliving, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() {
+	return endAfter(context.WithoutCancel(ctx), ctx, more)
+}
+
+// endAfter returns a context that is done when parent is, or that long after
+// signal is and this call.
+func endAfter(parent, signal context.Context, more time.Duration) (context.Context, context.CancelFunc) {
+	outliving, cancel := context.WithCancel(parent)
+	stop := context.AfterFunc(signal, func() {
 		timer := time.AfterFunc(more, cancel)
 		context.AfterFunc(outliving, func() { timer.Stop() })
 	})

@@ -39,8 +39,8 @@ func (s *speaker) warn(format string, args ...any) {
 
 func (s *speaker) waiting(line string) { s.write(yellow + "waiting: " + plain + line) }
 
-// Fail writes an error that ends a program, each of its problems on a line.
-func Fail(w io.Writer, err error) {
+// fail writes an error that ends a program, each of its problems on a line.
+func fail(w io.Writer, err error) {
 	for line := range strings.Lines(err.Error()) {
 		fmt.Fprintln(w, red+"error: "+plain+strings.TrimSuffix(line, "\n"))
 	}

@@ -1,22 +1,6 @@
-// Check is Concourse's check of a locker-resource: it answers which versions of a
-// lock are new.
+// Check is Concourse's check of a locker-resource: it looks for new versions of the lock.
 package main
 
-import (
-	"context"
-	"os"
-	"os/signal"
-	"syscall"
+import "github.com/cloudfoundry-community/locker/resource"
 
-	"github.com/cloudfoundry-community/locker/resource"
-)
-
-func main() {
-	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads any more ends nothing
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := resource.Check(ctx, os.Stdin, os.Stdout, os.Stderr, os.Args[1:], os.Getenv); err != nil {
-		resource.Fail(os.Stderr, err)
-		os.Exit(1)
-	}
-}
+func main() { resource.Main(resource.Check) }

@@ -1,21 +1,6 @@
 // Out is Concourse's out of a locker-resource: it takes or releases a lock.
 package main
 
-import (
-	"context"
-	"os"
-	"os/signal"
-	"syscall"
+import "github.com/cloudfoundry-community/locker/resource"
 
-	"github.com/cloudfoundry-community/locker/resource"
-)
-
-func main() {
-	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads any more ends nothing
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := resource.Out(ctx, os.Stdin, os.Stdout, os.Stderr, os.Args[1:], os.Getenv); err != nil {
-		resource.Fail(os.Stderr, err)
-		os.Exit(1)
-	}
-}
+func main() { resource.Main(resource.Out) }

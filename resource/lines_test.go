@@ -1,0 +1,46 @@
+package resource
+
+import (
+	"io"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A reader that does not read holds nobody up, and learns of what it missed.
+func TestLines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := io.Pipe()
+		l := NewLines(w)
+		for range linesKept + 100 {
+			io.WriteString(l, "line\n")
+		}
+		read := make(chan string, 1)
+		go func() {
+			text, _ := io.ReadAll(r)
+			read <- string(text)
+		}()
+		synctest.Wait()
+		l.Close()
+		w.Close()
+		text := <-read
+		if lines := strings.Count(text, "line\n"); lines < linesKept || !strings.Contains(text, "lines lost") {
+			t.Errorf("%d lines read, the rest counted: %t", lines, strings.Contains(text, "lines lost"))
+		}
+	})
+}
+
+func TestLinesCloseWithoutReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := io.Pipe()
+		l := NewLines(w)
+		io.WriteString(l, "line\n")
+		start := time.Now()
+		l.Close()
+		if took := time.Since(start); took != linesFlush {
+			t.Errorf("close took %v", took)
+		}
+		r.Close()
+	})
+}

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/cloudfoundry-community/locker/resource"
+)
+
+// This file is what is saved and shown: the locks, and how one is looked up.
+
+const maxName = 255 // bytes of a name, key, locked_by or id
+
+// state is every lock. Once published it is never changed: a draft copies what
+// it changes.
+type state struct {
+	revision uint64
+	locks    []*lock // in the order of their names
+	claims   int     // holders and waiters of all locks
+}
+
+// lock is one lock as the state file holds it. A free lock has no Key.
+type lock struct {
+	name     string
+	Key      string   `json:"key"`
+	Revision uint64   `json:"revision"` // of the last change of its holders
+	Holders  []holder `json:"holders,omitempty"`
+	Waiters  []waiter `json:"waiters,omitempty"` // first in line first
+	Left     []ended  `json:"left,omitempty"`    // oldest first
+
+	*encodings
+}
+
+// encodings of a lock that no longer changes.
+type encodings struct {
+	saved []byte // its line in the state file, once written there; the writer's alone
+	once  sync.Once
+	json  []byte // as the API's list shows it, once it was asked for; see listed
+	size  int    // of its end that is the lock without its name
+}
+
+// identity is what makes two claims the same one. Without an ID a claim is
+// like no other.
+type identity struct {
+	Key      string `json:"key"`
+	LockedBy string `json:"locked_by"`
+	ID       string `json:"id,omitempty"`
+}
+
+// claim is one asker's wish to hold a lock.
+type claim struct {
+	identity
+	TTL  resource.Duration `json:"ttl,omitzero"` // zero never expires
+	Link string            `json:"link,omitempty"`
+}
+
+// holder is a granted claim; its key is the lock's.
+type holder struct {
+	LockedBy string    `json:"locked_by"`
+	ID       string    `json:"id,omitempty"`
+	Link     string    `json:"link,omitempty"`
+	Since    time.Time `json:"since"`
+	Expires  time.Time `json:"expires,omitzero"` // by the wall clock; zero is never
+	Token    uint64    `json:"token"`            // the revision at which it was granted
+}
+
+// waiter is a queued claim. The revision at which it was queued names it as
+// long as it waits.
+type waiter struct {
+	claim
+	Since    time.Time `json:"since"`
+	Revision uint64    `json:"revision"`
+}
+
+// ended remembers a claim that is over, so that a late release of it frees
+// nobody else.
+type ended struct {
+	identity
+	At time.Time `json:"at"`
+}
+
+// find returns the lock of that name, nil when it is not known, and its place.
+func (s *state) find(name string) (*lock, int) {
+	i, found := slices.BinarySearchFunc(s.locks, name, func(l *lock, name string) int { return cmp.Compare(l.name, name) })
+	if !found {
+		return nil, i
+	}
+	return s.locks[i], i
+}
+
+// look returns the lock of that name for reading; a name never used is free.
+func (s *state) look(name string) *lock {
+	if l, _ := s.find(name); l != nil {
+		return l
+	}
+	return newLock(name)
+}
+
+func newLock(name string) *lock {
+	return &lock{name: name, encodings: &encodings{}}
+}
+
+func (l *lock) free() bool { return len(l.Holders) == 0 }
+
+// fits reports whether a claim can join the holders.
+func (l *lock) fits(c identity) bool {
+	return l.free() || l.Key == c.Key && l.named(c.LockedBy) < 0
+}
+
+func (l *lock) named(lockedBy string) int {
+	return slices.IndexFunc(l.Holders, func(h holder) bool { return h.LockedBy == lockedBy })
+}
+
+func (l *lock) holding(c identity) int {
+	i := l.named(c.LockedBy)
+	if i < 0 || c.ID == "" || l.Key != c.Key || l.Holders[i].ID != c.ID {
+		return -1
+	}
+	return i
+}
+
+func (l *lock) waiting(c identity) int {
+	return slices.IndexFunc(l.Waiters, func(w waiter) bool { return c.ID != "" && w.identity == c })
+}
+
+func (l *lock) ended(c identity, now time.Time) bool {
+	return slices.ContainsFunc(l.Left, func(e ended) bool { return c.ID != "" && e.identity == c && e.live(now) })
+}
+
+func (e ended) live(now time.Time) bool { return now.Sub(e.At) < endedKept }
+
+// position returns the place in the queue of the waiter with that revision; 1
+// is next, 0 is not queued.
+func (l *lock) position(revision uint64) int {
+	return 1 + slices.IndexFunc(l.Waiters, func(w waiter) bool { return w.Revision == revision })
+}
+
+// nextExpiry returns when the first hold expires; zero is never.
+func (s *state) nextExpiry() time.Time {
+	var next time.Time
+	for _, l := range s.locks {
+		for _, h := range l.Holders {
+			if !h.Expires.IsZero() && (next.IsZero() || h.Expires.Before(next)) {
+				next = h.Expires
+			}
+		}
+	}
+	return next
+}
+
+// check reports what is wrong with a claim's key, name and id.
+func (c identity) check() error {
+	err := errors.Join(checkName("key", c.Key), checkName("locked_by", c.LockedBy))
+	if c.ID != "" {
+		err = errors.Join(err, checkName("id", c.ID))
+	}
+	return err
+}
+
+func checkName(what, s string) error {
+	switch {
+	case s == "":
+		return fmt.Errorf("%s is empty: it must have 1 to %d bytes", what, maxName)
+	case len(s) > maxName:
+		return fmt.Errorf("%s has %d bytes: at most %d are allowed", what, len(s), maxName)
+	case !utf8.ValidString(s):
+		return fmt.Errorf("%s is not valid UTF-8", what)
+	case strings.ContainsFunc(s, unicode.IsControl):
+		return fmt.Errorf("%s %q has a control character", what, s)
+	}
+	return nil
+}
+
+func checkLockName(name string) error {
+	if name == "." || name == ".." {
+		return fmt.Errorf("%q is no name for a lock", name)
+	}
+	return checkName("the lock's name", name)
+}
