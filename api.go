@@ -294,7 +294,7 @@ func (a *api) release(r *http.Request, body []byte) (reply, error) {
 	if err := errors.Join(err, noIfMatch(r)); err != nil {
 		return reply{}, badRequest(err)
 	}
-	return a.ask(&request{lock: name, ctx: context.WithoutCancel(r.Context()), apply: func(d *draft) outcome {
+	return a.ask(&request{lock: name, frees: true, ctx: context.WithoutCancel(r.Context()), apply: func(d *draft) outcome {
 		return d.release(name, who, own)
 	}}, who)
 }
@@ -312,7 +312,7 @@ func (a *api) force(r *http.Request, name string, body []byte) (reply, error) {
 	if !ok || a.credentials == nil {
 		by = r.RemoteAddr
 	}
-	return a.ask(&request{lock: name, ctx: context.WithoutCancel(r.Context()), apply: func(d *draft) outcome {
+	return a.ask(&request{lock: name, frees: true, ctx: context.WithoutCancel(r.Context()), apply: func(d *draft) outcome {
 		return d.force(name, lockedBy, ifMatch, by, reason)
 	}}, identity{LockedBy: lockedBy})
 }

@@ -179,7 +179,7 @@ func of64(times int, do func(client, n int)) func() {
 // Benchmark64Clients, each on its own lock. Ratio: requests per second over the
 // lesser of the bare handler's and 64 times the bare commits'; at least 0.5.
 func Benchmark64Clients(b *testing.B) {
-	const each = 40
+	const each = 200
 	bareURL, c := bare(b), client()
 	url, _ := served(b)
 	commit := bareCommit(b, 64*140, 50)
@@ -195,7 +195,7 @@ func Benchmark64Clients(b *testing.B) {
 // every second. Ratio: requests per second over those of the same clients when
 // nobody looks; at least 0.8.
 func Benchmark64ClientsWatched(b *testing.B) {
-	const each = 40
+	const each = 200
 	url, _ := served(b)
 	c := client()
 	load := of64(each, func(client, n int) {
@@ -255,7 +255,7 @@ func followList(ctx context.Context, url string, lists *atomic.Int64) {
 // BenchmarkContended: 64 clients take one lock, release it and queue again.
 // Ratio: hand-offs per second over bare commits per second; at least 0.7.
 func BenchmarkContended(b *testing.B) {
-	const each = 10
+	const each = 30
 	c := client()
 	url, _ := served(b)
 	url += "/lock/l"

@@ -35,6 +35,7 @@ type request struct {
 	apply func(*draft) outcome
 	ctx   context.Context // when it is done before the request is applied, nothing is
 	until time.Time       // when it stops waiting for a grant; zero: it does not wait
+	frees bool            // it may hand the lock over to who waits for it
 	done  chan answer     // capacity 1
 }
 
@@ -161,6 +162,9 @@ func (c *committer) enqueue(r *request) error {
 		return c.refuse
 	}
 	c.queue = append(c.queue, r)
+	if r.frees && len(c.state().look(r.lock).Waiters) > 0 {
+		c.expect = 0 // a hand-over waits for nobody
+	}
 	if n := len(c.queue); n == 1 || n >= c.expect {
 		c.poke()
 	}
@@ -247,7 +251,8 @@ func (c *committer) next() (batch []*request, closed bool) {
 // gather waits a moment for as many requests as the last commit answered, and
 // left in the queue: busy clients come back at once, and one commit for all of
 // them is cheaper than one for each half. It waits no longer than three commits
-// take, so that it never costs more than it can win.
+// take, so that it never costs more than it can win, and not at all when a lock
+// that others wait for is to be handed over.
 func (c *committer) gather() {
 	left := time.Until(c.gathering)
 	if left <= 0 {

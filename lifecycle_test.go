@@ -136,6 +136,20 @@ func TestIdleConnectionsDoNotDelayTheStop(t *testing.T) {
 	})
 }
 
+// TestSilentConnectionsDoNotDelayTheStop: a browser opens some in advance.
+func TestSilentConnectionsDoNotDelayTheStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, stop := serveMemory(t, &config{})
+		m.dial(t)
+		m.dial(t)
+		synctest.Wait()
+		start := time.Now()
+		if err := stop(); err != nil || time.Since(start) > time.Second {
+			t.Errorf("stopped after %v: %v", time.Since(start), err)
+		}
+	})
+}
+
 func TestRestartFindsTheState(t *testing.T) {
 	env := map[string]string{"LOCKER_CONFIG": filepath.Join(t.TempDir(), "locker.json")}
 	s := startServer(t, env)

@@ -101,6 +101,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 func serve(ctx context.Context, listener net.Listener, cfg *config, c *committer, log *slog.Logger) error {
 	a := newAPI(c, cfg.credentials, log)
 	srv := newServer(a, log)
+	silent := &silentConns{conns: map[net.Conn]bool{}}
+	srv.ConnState = silent.track
 	written, served := make(chan error, 1), make(chan error, 1)
 	go func() { written <- c.run() }()
 	if cfg.certificate == nil {
@@ -122,6 +124,7 @@ func serve(ctx context.Context, listener net.Listener, cfg *config, c *committer
 	}
 	listener.Close() // before anyone is told to try again
 	c.drain()
+	silent.close()
 	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 	defer cancel()
 	if srv.Shutdown(stopping) != nil {
@@ -130,6 +133,32 @@ func serve(ctx context.Context, listener net.Listener, cfg *config, c *committer
 	a.wait() // what could not be delivered is given back first
 	c.close()
 	return errors.Join(err, <-written)
+}
+
+// silentConns are the connections on which nothing has been sent yet: browsers
+// open some in advance, and http.Server.Shutdown would wait 5 s for them. Safe
+// for concurrent use.
+type silentConns struct {
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+}
+
+func (s *silentConns) track(conn net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if state == http.StateNew {
+		s.conns[conn] = true
+	} else {
+		delete(s.conns, conn)
+	}
+}
+
+func (s *silentConns) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for conn := range s.conns {
+		conn.Close()
+	}
 }
 
 func newServer(a *api, log *slog.Logger) *http.Server {

@@ -266,27 +266,43 @@ func (st *store) writeTemp(name string, data []byte) (temp string, err error) {
 // can read it, and encoded anew only for locks that changed.
 func (s *state) appendTo(buf []byte) []byte {
 	buf = fmt.Appendf(buf, "{\"version\": %d, \"revision\": %d, \"locks\": {", stateVersion, s.revision)
+	var line bytes.Buffer
+	enc := newEncoder(&line)
 	for i, l := range s.locks {
 		if i > 0 {
 			buf = append(buf, ',')
 		}
 		if l.saved == nil {
-			l.saved = slices.Concat(encode(l.name), []byte(": "), encode(l))
+			line.Reset()
+			mustEncode(enc, l.name)
+			line.Truncate(line.Len() - 1) // the newline that every Encode adds
+			line.WriteString(": ")
+			mustEncode(enc, l)
+			l.saved = bytes.Clone(line.Bytes()[:line.Len()-1])
 		}
 		buf = append(append(buf, '\n'), l.saved...)
 	}
 	return append(buf, "\n}}\n"...)
 }
 
-// encode returns v as JSON, with <, > and & as they are: they occur in links.
+// encode returns v as JSON.
 func encode(v any) []byte {
 	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
+	mustEncode(newEncoder(&b), v)
+	return b.Bytes()[:b.Len()-1]
+}
+
+// newEncoder leaves <, > and & as they are: they occur in links.
+func newEncoder(b *bytes.Buffer) *json.Encoder {
+	enc := json.NewEncoder(b)
 	enc.SetEscapeHTML(false)
+	return enc
+}
+
+func mustEncode(enc *json.Encoder, v any) {
 	if err := enc.Encode(v); err != nil {
 		panic(err) // strings, numbers and times of four-digit years always encode
 	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }
 
 // decodeState reads a state file. The original locker's, which has no version,
