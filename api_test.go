@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -305,12 +306,18 @@ func TestLimitsOfClaims(t *testing.T) {
 // apiOf serves that state, without a server around it.
 func apiOf(t testing.TB, s *state) *api {
 	t.Helper()
-	st, _, err := openStore(filepath.Join(t.TempDir(), "locker.json"), realSteps(), time.Now())
+	return serveState(t, s, realSteps(), quiet())
+}
+
+// serveState is apiOf with these steps and that log. Nil is what the empty file
+// has.
+func serveState(t testing.TB, s *state, steps steps, log *slog.Logger) *api {
+	t.Helper()
+	st, loaded, err := openStore(filepath.Join(t.TempDir(), "locker.json"), steps, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	c, err := newCommitter(st, s, log, time.Now)
+	c, err := newCommitter(st, cmp.Or(s, loaded), log, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}

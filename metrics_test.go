@@ -258,23 +258,7 @@ func TestMetricsOfFailingCommits(t *testing.T) {
 // around it.
 func apiWith(t testing.TB, steps steps, log *logs) *api {
 	t.Helper()
-	st, s, err := openStore(filepath.Join(t.TempDir(), "locker.json"), steps, time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	logger := slog.New(slog.NewTextHandler(log, nil))
-	c, err := newCommitter(st, s, logger, time.Now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- c.run() }()
-	t.Cleanup(func() {
-		c.close()
-		<-ended
-		st.close()
-	})
-	return newAPI(c, nil, logger)
+	return serveState(t, nil, steps, slog.New(slog.NewTextHandler(log, nil)))
 }
 
 // What is escaped reads back as it was.
