@@ -468,8 +468,8 @@ func checkLink(link string) error {
 		return nil
 	}
 	u, err := url.Parse(link)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || len(link) > maxLink {
-		return fmt.Errorf("link is not an http or https URL of at most %d bytes", maxLink)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || len(link) > maxLink {
+		return fmt.Errorf("link is not an http or https URL of at most %d bytes, without credentials", maxLink)
 	}
 	return nil
 }

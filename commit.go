@@ -403,7 +403,7 @@ func (c *committer) save(d *draft) error {
 	case err != nil && was == nil:
 		c.log.Error("commit failed", "err", err)
 		c.failing.Store(&trouble{time.Now(), err})
-	case err != nil && was.err.Error() != err.Error():
+	case err != nil && cause(was.err) != cause(err):
 		c.log.Error("commit failed", "err", err)
 		c.failing.Store(&trouble{was.since, err})
 	}

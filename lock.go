@@ -56,7 +56,7 @@ type event struct {
 	token    uint64
 	lasted   time.Duration // how long it was held or waited for
 	by       string        // who forced it
-	why      string        // it was forced or withdrawn
+	why      string        // it was forced, withdrawn or given back
 }
 
 // draft is a copy of a state to which one batch of requests is applied. It is
@@ -238,7 +238,7 @@ func (d *draft) release(name string, r identity, own bool) outcome {
 // without an id that was gone before it could be told of its grant.
 func (d *draft) giveBack(name string, token uint64) {
 	if i := slices.IndexFunc(d.look(name).Holders, func(h holder) bool { return h.Token == token }); i >= 0 {
-		d.end(name, i, event{what: "release"})
+		d.end(name, i, event{what: "release", why: "its answer could not be delivered"})
 	}
 }
 

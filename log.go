@@ -22,6 +22,9 @@ func logEvents(log *slog.Logger, events []event) {
 			attrs = append(attrs, slog.Duration("waited", e.lasted), slog.String("reason", e.why))
 		case "release", "expire":
 			attrs = append(attrs, slog.Duration("held", e.lasted))
+			if e.why != "" {
+				attrs = append(attrs, slog.String("reason", e.why))
+			}
 		case "force":
 			attrs = append(attrs, slog.Duration("held", e.lasted), slog.String("by", e.by), slog.String("reason", e.why))
 		}

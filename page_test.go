@@ -283,7 +283,7 @@ func testPageReleaseFails(t *testing.T, b *browser) {
 	w.click(".holders .release")
 	w.stop()
 	w.keys("it hangs" + keyEnter)
-	w.has("Not released, as far as is known:")
+	w.has("It is not known whether it was released:")
 	w.await("document.getElementById('dialog').open && !document.getElementById('sure').disabled && document.getElementById('reason').value === 'it hangs'")
 }
 
@@ -378,7 +378,7 @@ func testPageTrouble(t *testing.T, b *browser) {
 	rename(t, folder, folder+"-away")
 	w.click(".holders .release")
 	w.keys("it hangs" + keyEnter)
-	w.has("Not released, as far as is known: nothing was changed, the locker cannot save its state")
+	w.has("The locker answered: nothing was changed, the locker cannot save its state")
 	w.run("health()", nil) // not to wait until it is looked at anyway
 	w.has("Nothing can be taken or released since 20", "no such file or directory")
 	w.screenshot("trouble")
