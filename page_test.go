@@ -139,6 +139,8 @@ func TestPage(t *testing.T) {
 		{"release that fails", testPageReleaseFails},
 		{"markup", testPageMarkup},
 		{"restart", testPageRestart},
+		{"another state", testPageAnotherState},
+		{"late answer", testPageLateAnswer},
 		{"disk in trouble", testPageTrouble},
 		{"in the background", testPageBackground},
 		{"filter", testPageFilter},
@@ -361,6 +363,49 @@ func testPageRestart(t *testing.T, b *browser) {
 	}
 	w.do(put, "/lock/b", jane)
 	w.await("document.querySelectorAll('.lock').length === 2")
+}
+
+// After a restart on another state, whose tokens and revisions are the same
+// again, the page shows who holds the lock there.
+func testPageAnotherState(t *testing.T, b *browser) {
+	env := withAuth()
+	env["LOCKER_CONFIG"] = filepath.Join(t.TempDir(), "locker.json")
+	w := visitPage(t, b, env, "ERR_", "503")
+	w.do(put, "/lock/a", jane)
+	w.has("jane")
+	w.stop()
+	w.has("connection lost")
+	env["LISTEN"], env["LOCKER_CONFIG"] = w.address, filepath.Join(t.TempDir(), "locker.json")
+	w.server = startServer(b.t, env)
+	w.do(put, "/lock/a", `{"key": "k", "locked_by": "george"}`)
+	w.has("george")
+	w.await("!document.body.innerText.includes('jane')")
+}
+
+// The answer to a release whose dialog was closed touches no other dialog.
+func testPageLateAnswer(t *testing.T, b *browser) {
+	w := visitPage(t, b, withAuth())
+	w.do(put, "/lock/a", jane)
+	w.do(put, "/lock/b", `{"key": "k", "locked_by": "george"}`)
+	w.await("document.querySelectorAll('.lock').length === 2")
+	var done any
+	b.run(`const real = window.fetch;
+		window.fetch = (url, options) => options && options.method === 'DELETE'
+			? new Promise((_, fail) => { window.failNow = () => fail(new Error('lost')); }) : real(url, options);`, &done)
+	w.click(".lock:nth-of-type(1) .holders .release")
+	w.keys("it hangs" + keyEnter)
+	w.await("!!window.failNow")
+	b.run("document.getElementById('dialog').close()", &done)
+	w.click(".lock:nth-of-type(2) .holders .release")
+	w.keys("build")
+	b.run("window.failNow()", &done)
+	w.await("document.getElementById('news').textContent.includes('It is not known whether it was released')")
+	w.await("document.activeElement.id === 'reason' && document.getElementById('warning').hidden && document.getElementById('dialog').open")
+	w.keys(" 77 ")
+	w.await("document.getElementById('reason').value === 'build 77 '")
+	if strings.Contains(w.log.String(), "msg=force") {
+		t.Error("something was forced")
+	}
 }
 
 // While nothing can be saved the page says so, and a release that fails can be
