@@ -366,15 +366,14 @@ func parseQuery(r *http.Request, known ...string) (url.Values, error) {
 }
 
 func decodeTake(body []byte) (c claim, wait time.Duration, err error) {
-	var take resource.Take
 	var who asker
+	var asked resource.Duration
 	var ttl *resource.Duration
 	members := who.members()
-	maps.Copy(members, map[string]any{"wait": &take.Wait, "ttl": &ttl, "link": &take.Link})
+	maps.Copy(members, map[string]any{"wait": &asked, "ttl": &ttl, "link": &c.Link})
 	if err := resource.Decode(body, members); err != nil {
 		return claim{}, 0, err
 	}
-	c.Link = take.Link
 	c.identity, err = who.identity()
 	if ttl != nil {
 		c.TTL = *ttl
@@ -382,7 +381,7 @@ func decodeTake(body []byte) (c claim, wait time.Duration, err error) {
 			err = errors.Join(err, errors.New("ttl is less than 1s: leave it out for a hold that does not expire"))
 		}
 	}
-	return c, min(time.Duration(take.Wait), maxWait), errors.Join(err, checkLink(c.Link))
+	return c, min(time.Duration(asked), maxWait), errors.Join(err, checkLink(c.Link))
 }
 
 func decodeRelease(body []byte) (identity, bool, error) {

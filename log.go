@@ -5,6 +5,9 @@ import (
 	"log/slog"
 )
 
+// This file is the log of what happens to locks: one line an event, in the
+// order of the commits, so that one lock's lines tell its story.
+
 // logEvents logs what a commit changed.
 func logEvents(log *slog.Logger, events []event) {
 	for _, e := range events {

@@ -345,14 +345,21 @@ func testPageMarkup(t *testing.T, b *browser) {
 	}
 }
 
-// The page says that it lost the server, and is back by itself.
-func testPageRestart(t *testing.T, b *browser) {
-	env := withAuth()
+// visitStopped opens the page while jane holds lock a, and stops the server.
+func visitStopped(t *testing.T, b *browser) (env map[string]string, w *visit) {
+	t.Helper()
+	env = withAuth()
 	env["LOCKER_CONFIG"] = filepath.Join(t.TempDir(), "locker.json")
-	w := visitPage(t, b, env, "ERR_", "503")
+	w = visitPage(t, b, env, "ERR_", "503")
 	w.do(put, "/lock/a", jane)
 	w.has("jane")
 	w.stop()
+	return env, w
+}
+
+// The page says that it lost the server, and is back by itself.
+func testPageRestart(t *testing.T, b *browser) {
+	env, w := visitStopped(t, b)
 	w.has("connection lost, showing the state of ")
 	w.await("/^connection lost: 1 held, 0 waiting, 0 free/.test(document.title) && document.body.innerText.includes('jane')")
 	w.screenshot("connection lost")
@@ -370,12 +377,7 @@ func testPageRestart(t *testing.T, b *browser) {
 // After a restart on another state, whose tokens and revisions are the same
 // again, the page shows who holds the lock there.
 func testPageAnotherState(t *testing.T, b *browser) {
-	env := withAuth()
-	env["LOCKER_CONFIG"] = filepath.Join(t.TempDir(), "locker.json")
-	w := visitPage(t, b, env, "ERR_", "503")
-	w.do(put, "/lock/a", jane)
-	w.has("jane")
-	w.stop()
+	env, w := visitStopped(t, b)
 	w.has("connection lost")
 	env["LISTEN"], env["LOCKER_CONFIG"] = w.address, filepath.Join(t.TempDir(), "locker.json")
 	w.server = startServer(b.t, env)

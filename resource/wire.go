@@ -59,13 +59,6 @@ type Release struct {
 	Own      bool   `json:"own,omitempty"`
 }
 
-// Force is the body of DELETE /lock/NAME?force=true. Without LockedBy every
-// holder is freed.
-type Force struct {
-	LockedBy string `json:"locked_by,omitempty"`
-	Reason   string `json:"reason,omitempty"`
-}
-
 // Answer is the body of a PUT or DELETE that succeeded.
 type Answer struct {
 	Response string `json:"response"`
