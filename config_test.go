@@ -259,7 +259,7 @@ func TestHelpNamesEverySetting(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	_, version, err := parse(t, []string{"-version"})
-	if err != nil || version != "locker "+buildVersion()+"\n" {
+	if err != nil || version != "locker "+buildVersion()+", commit "+buildCommit()+", "+runtime.Version()+"\n" {
 		t.Errorf("got %q, %v", version, err)
 	}
 }

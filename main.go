@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -266,7 +267,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer, lo
 	port := setting(flags, getenv, "port", "PORT", defaultPort, "`port` to listen on, when there is no -listen: on every interface with credentials, else on 127.0.0.1")
 	certFile := setting(flags, getenv, "ssl-cert", "SSL_CERT", "", "PEM `file` of the certificate; without one, plain HTTP")
 	keyFile := setting(flags, getenv, "ssl-key", "SSL_KEY", "", "PEM `file` of the certificate's key")
-	version := flags.Bool("version", false, "print the version and stop")
+	version := flags.Bool("version", false, "print version, commit and Go's version, and stop")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprint(stdout, "Locker gives out named locks over HTTP and never loses one.\n\nusage: locker [flags]\n\n")
@@ -277,7 +278,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer, lo
 	case err != nil:
 		return nil, &configError{fmt.Errorf("%w: see -help", err)}
 	case *version:
-		fmt.Fprintln(stdout, "locker", buildVersion())
+		fmt.Fprintf(stdout, "locker %s, commit %s, %s\n", buildVersion(), buildCommit(), runtime.Version())
 		return &config{done: true}, nil
 	}
 	cfg := &config{state: *state}
@@ -371,4 +372,16 @@ func buildVersion() string {
 		return info.Main.Version
 	}
 	return "(devel)"
+}
+
+// buildCommit returns the commit that was built, where the build recorded it.
+func buildCommit() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				return s.Value
+			}
+		}
+	}
+	return "unknown"
 }

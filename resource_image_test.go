@@ -44,12 +44,20 @@ func docker(t *testing.T, stdin io.Reader, args ...string) (stdout string, err e
 	return out.String(), err
 }
 
-// The image holds the programs and the certificate authorities, and the seed's
-// steps run in it, as root and as any other user.
-func testImage(t *testing.T, built programs) {
+func needDocker(t *testing.T) {
+	t.Helper()
 	if _, err := docker(t, nil, "version", "--format", "{{.Server.Version}}"); err != nil {
 		skip(t, "needs a container engine: none answers")
 	}
+}
+
+// imageFiles are all that the image has.
+var imageFiles = []string{"/etc/ssl/certs/ca-certificates.crt", "/opt/resource/check", "/opt/resource/in", "/opt/resource/out"}
+
+// The image holds the programs and the certificate authorities, and the seed's
+// steps run in it, as root and as any other user.
+func testImage(t *testing.T, built programs) {
+	needDocker(t)
 	image := buildImage(t, built)
 	s := built.startLocker(t)
 	for _, user := range []string{"0:0", "4711:4712"} {
@@ -100,9 +108,8 @@ func buildImage(t *testing.T, built programs) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { exec.Command("docker", "rmi", "-f", image).Run() })
-	want := []string{"/etc/ssl/certs/ca-certificates.crt", "/opt/resource/check", "/opt/resource/in", "/opt/resource/out"}
-	if got := filesIn(t, image); !slices.Equal(got, want) {
-		t.Errorf("the image has %q, want %q", got, want)
+	if got := filesIn(t, image); !slices.Equal(got, imageFiles) {
+		t.Errorf("the image has %q, want %q", got, imageFiles)
 	}
 	return image
 }
