@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -461,47 +460,4 @@ func TestSeedPipelines(t *testing.T) {
 		p.want("DELETE", "/lock/myLock", `{"key": "cannot-coexist", "locked_by": "exclusive-job"}`, http.StatusOK)
 		p.want("PUT", "/lock/myLock", one+`}`, http.StatusOK)
 	})
-}
-
-// TestReadme pastes the commands of the README's transcripts into a shell, in
-// their order, and compares what they print. Times are not compared, nor the
-// order of lines: one of them comes from the background.
-func TestReadme(t *testing.T) {
-	for _, program := range []string{"bash", "curl"} {
-		if _, err := exec.LookPath(program); err != nil {
-			skip(t, err.Error())
-		}
-	}
-	p := startProcess(t, filepath.Join(t.TempDir(), "locker.json"))
-	commands := 0
-	for _, block := range regexp.MustCompile("(?s)```console\n(.*?)```").FindAllStringSubmatch(read(t, "README.md"), -1) {
-		var script, want []string
-		for line := range strings.Lines(block[1]) {
-			if command, ok := strings.CutPrefix(line, "$ "); ok {
-				script = append(script, strings.ReplaceAll(command, "localhost:8910", strings.TrimPrefix(p.url, "http://")))
-			} else {
-				want = append(want, line)
-			}
-		}
-		if !strings.Contains(block[1], "curl") {
-			continue
-		}
-		got, err := exec.CommandContext(t.Context(), "bash", "-c", strings.Join(script, "")).CombinedOutput()
-		if err != nil {
-			t.Fatalf("%v\n%s", err, got)
-		}
-		if got, want := timeless(string(got)), timeless(strings.Join(want, "")); got != want {
-			t.Errorf("the README's commands\n%sprint\n%s\nand not\n%s", strings.Join(script, ""), got, want)
-		}
-		commands += len(script)
-	}
-	if commands < 9 {
-		t.Errorf("only %d commands found", commands)
-	}
-}
-
-var timeOfDay = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`)
-
-func timeless(text string) string {
-	return strings.Join(slices.Sorted(strings.Lines(timeOfDay.ReplaceAllString(text, "TIME"))), "")
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -21,7 +22,7 @@ func TestRelease(t *testing.T) {
 	}
 	var platforms []string
 	if os.Getenv("CI") == "" {
-		platforms = []string{"linux/" + runtime.GOARCH}
+		platforms = slices.Compact([]string{"linux/amd64", "linux/" + runtime.GOARCH})
 	}
 	var sums, commits []string
 	var folder string
@@ -46,7 +47,7 @@ func TestRelease(t *testing.T) {
 		t.Errorf("-version prints %q, want %q", got, want)
 	}
 	t.Run("image", func(t *testing.T) {
-		testReleasedImage(t, filepath.Join(released, "locker-resource-linux-"+runtime.GOARCH+".tgz"))
+		testReleasedImage(t, folder)
 	})
 }
 
@@ -106,16 +107,27 @@ func wantBuilt(t *testing.T, file, system, arch, commit string) {
 	}
 }
 
-// testReleasedImage loads the image into a container engine, which compares its
-// checksums, and runs a program of it.
-func testReleasedImage(t *testing.T, archive string) {
+// testReleasedImage does with the image what the README says, which lets a
+// container engine compare its checksums, and runs a program of it.
+func testReleasedImage(t *testing.T, folder string) {
 	needDocker(t)
+	if runtime.GOARCH != "amd64" {
+		skip(t, "the README's image is for amd64")
+	}
 	const image = "locker-resource:latest"
 	if _, err := docker(t, nil, "image", "inspect", image); err != nil {
 		t.Cleanup(func() { exec.Command("docker", "rmi", "-f", image).Run() })
 	}
-	if out, err := docker(t, nil, "load", "--quiet", "--input", archive); err != nil || !strings.Contains(out, image) {
-		t.Fatalf("load: %v, %s", err, out)
+	for _, b := range readmeBlocks(t, "release/locker-resource") {
+		pasted := regexp.MustCompile("(?m)^docker push .*$").ReplaceAllString(b.text, "")
+		command(t, folder, "bash", "-euo", "pipefail", "-c", pasted)
+	}
+	t.Cleanup(func() { exec.Command("docker", "rmi", "registry.example/locker-resource").Run() })
+	files := command(t, folder, "tar", "-tzf", "resource-types/locker/rootfs.tgz")
+	for _, file := range imageFiles {
+		if !strings.Contains(files, "."+file+"\n") {
+			t.Errorf("the worker's own resource type has no %s, but\n%s", file, files)
+		}
 	}
 	if got := filesIn(t, image); !slices.Equal(got, imageFiles) {
 		t.Errorf("the image has %q, want %q", got, imageFiles)

@@ -1,0 +1,201 @@
+package main
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// This file holds the README to what it says.
+
+// block is a piece of the README that is to be pasted.
+type block struct {
+	language string
+	text     string
+}
+
+var fenced = regexp.MustCompile("(?sm)^```(\\w+)\n(.*?)^```$")
+
+// readmeBlocks returns the README's blocks that have words in them.
+func readmeBlocks(t testing.TB, words string) (blocks []block) {
+	t.Helper()
+	for _, found := range fenced.FindAllStringSubmatch(read(t, "README.md"), -1) {
+		if strings.Contains(found[2], words) {
+			blocks = append(blocks, block{found[1], found[2]})
+		}
+	}
+	return blocks
+}
+
+// script returns a block's commands, and what they print where it says so.
+func (b block) script() (commands []string, printed string) {
+	for line := range strings.Lines(b.text) {
+		command, prompted := strings.CutPrefix(line, "$ ")
+		switch {
+		case prompted, b.language == "sh":
+			commands = append(commands, command)
+		default:
+			printed += line
+		}
+	}
+	return commands, printed
+}
+
+// runBy says who runs the README's commands that begin so; TestReadme runs
+// those of the blocks with curl.
+var runBy = map[string]string{
+	"go run .":                    "TestGoRun",
+	"CGO_ENABLED=0 go build":      ".ci/run",
+	"go test ./...":               ".ci/run",
+	"go test -run '^$' -bench":    ".ci/run",
+	"go test -run '^$' -fuzz":     ".ci/run",
+	".ci/release linux/amd64":     "TestRelease",
+	".ci/release linux/arm64":     "TestRelease",
+	".ci/release darwin/arm64":    "TestRelease",
+	"docker load":                 "TestRelease",
+	"docker tag":                  "TestRelease",
+	"docker push":                 "nobody: it needs a registry",
+	"mkdir -p resource-types":     "TestRelease",
+	"tar -xzOf release/":          "TestRelease",
+	"echo '{\"type\": \"locker\"": "TestRelease",
+	"cp locker.json":              "TestGoRun",
+}
+
+// TestReadmeCommandsAreRun wants somebody to run every command that the README
+// shows, and a command of the gate to stand there as it does in the README.
+func TestReadmeCommandsAreRun(t *testing.T) {
+	gate := read(t, ".ci/run")
+	unseen := maps.Clone(runBy)
+	for _, b := range readmeBlocks(t, "") {
+		if b.language != "sh" && b.language != "console" || strings.Contains(b.text, "curl") {
+			continue
+		}
+		commands, _ := b.script()
+		for _, command := range commands {
+			somebody := false
+			for begin, by := range runBy {
+				if strings.HasPrefix(command, begin) {
+					somebody = by != ".ci/run" || strings.Contains(gate, begin)
+					delete(unseen, begin)
+				}
+			}
+			if !somebody {
+				t.Errorf("nobody runs %s", command)
+			}
+		}
+	}
+	for command := range unseen {
+		t.Errorf("the README does not have %s any more", command)
+	}
+}
+
+// TestGoRun starts the locker the way the README does, and copies its state.
+func TestGoRun(t *testing.T) {
+	dir := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), "go", "run", ".")
+	cmd.Env = append(os.Environ(), "LISTEN=127.0.0.1:0", "LOCKER_CONFIG="+filepath.Join(dir, "locker.json"))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // go passes no signal on
+	log := newLogs()
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
+		cmd.Wait()
+	})
+	url := "http://" + log.await(t, addressInLog.String())[1]
+	if status, body := send(t.Context(), "PUT", url+"/lock/l", `{"key": "k"}`); status != http.StatusOK {
+		t.Errorf("take: %d %s", status, body)
+	}
+	for _, b := range readmeBlocks(t, "cp locker.json") {
+		command(t, dir, "sh", "-c", b.text)
+		if _, _, err := decodeState([]byte(read(t, filepath.Join(dir, "locker.json.backup"))), noon); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestReadme pastes the README's commands for curl into a shell, in their
+// order, and compares what they print. Times and versions are not compared, nor
+// the order of lines: one of them comes from the background.
+func TestReadme(t *testing.T) {
+	for _, program := range []string{"bash", "curl"} {
+		if _, err := exec.LookPath(program); err != nil {
+			skip(t, err.Error())
+		}
+	}
+	p := startProcess(t, filepath.Join(t.TempDir(), "locker.json"))
+	here := strings.NewReplacer("localhost:8910", strings.TrimPrefix(p.url, "http://"), "10.10.10.10:8910", strings.TrimPrefix(p.url, "http://"))
+	commands := 0
+	for _, b := range readmeBlocks(t, "curl") {
+		script, want := b.script()
+		text := here.Replace(strings.Join(script, ""))
+		got, err := exec.CommandContext(t.Context(), "bash", "-c", text).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", text, err, got)
+		}
+		if got, want := comparable(string(got)), comparable(want); b.language == "console" && got != want {
+			t.Errorf("the README's commands\n%sprint\n%s\nand not\n%s", text, got, want)
+		}
+		commands += len(script)
+	}
+	if commands < 14 {
+		t.Errorf("only %d commands found", commands)
+	}
+}
+
+var varies = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ|Date: .*|"version":"[^"]*"|\r`)
+
+func comparable(text string) string {
+	return strings.Join(slices.Sorted(strings.Lines(varies.ReplaceAllString(text, ""))), "")
+}
+
+// TestReadmeNamesFunctions wants each function that the README names, such as
+// `committer.run`, to exist.
+func TestReadmeNamesFunctions(t *testing.T) {
+	declared := map[string]bool{}
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range files {
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range file.Decls {
+			if f, ok := d.(*ast.FuncDecl); ok && f.Recv != nil {
+				declared[receiver(f)+"."+f.Name.Name] = true
+			}
+		}
+	}
+	_, life, _ := strings.Cut(read(t, "README.md"), "## How one request travels")
+	named := regexp.MustCompile("`([a-z]+\\.[A-Za-z]+)`").FindAllStringSubmatch(life, -1)
+	for _, n := range named {
+		if _, err := os.Stat(n[1]); err != nil && !declared[n[1]] {
+			t.Errorf("there is no %s", n[1])
+		}
+	}
+	if len(named) < 15 {
+		t.Errorf("only %d names found", len(named))
+	}
+}
+
+func receiver(f *ast.FuncDecl) string {
+	kind := f.Recv.List[0].Type
+	if pointer, ok := kind.(*ast.StarExpr); ok {
+		kind = pointer.X
+	}
+	return kind.(*ast.Ident).Name
+}
