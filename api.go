@@ -75,6 +75,9 @@ type reply struct {
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.serving.RLock()
 	defer a.serving.RUnlock()
+	if ambiguous(r) {
+		w.Header().Set("Connection", "close")
+	}
 	rep, err := a.serve(w, r)
 	if rep.granted != (hold{}) && r.Context().Err() != nil {
 		a.committer.giveBack(rep.granted)
@@ -88,6 +91,14 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err := write(w, rep); err != nil && rep.granted != (hold{}) {
 		a.committer.giveBack(rep.granted)
 	}
+}
+
+// ambiguous reports whether a proxy may see the end of r elsewhere: its body was
+// in chunks and it may have had a length too, or it is of HTTP/1.0 and may have
+// had chunks. net/http does not say. What follows on the connection must not be
+// taken for a request of its own (RFC 9112 sections 6.1 and 11.2).
+func ambiguous(r *http.Request) bool {
+	return len(r.TransferEncoding) > 0 || !r.ProtoAtLeast(1, 1)
 }
 
 // wait returns when the requests that are being served have ended.
