@@ -352,9 +352,13 @@ func noIfMatch(r *http.Request) error {
 
 // lockName returns the path's lock. Its segment is percent-encoded (RFC 3986).
 func lockName(r *http.Request) (string, error) {
-	name, err := url.PathUnescape(strings.TrimPrefix(pathOf(r), "/lock/"))
+	segment := strings.TrimPrefix(pathOf(r), "/lock/")
+	name, err := url.PathUnescape(segment)
 	if err == nil {
 		err = checkLockName(name)
+	}
+	if strings.Contains(segment, "#") { // others cut the path there, which is another lock
+		err = errors.New("the lock's name has a #: in a path it is %23")
 	}
 	if err != nil {
 		return "", badRequest(err)
