@@ -17,6 +17,8 @@ import (
 // lock and who is meant; a refusal says who holds the lock, since when, and
 // their link; an error says what to do; no id and no credential is ever in it.
 
+const maxProblem = 900 // bytes of what is wrong with a request; three of its mistakes fit, with the mend of each
+
 // failure is an error that has a status of its own.
 type failure struct {
 	status   int
@@ -28,8 +30,14 @@ type failure struct {
 
 func (f *failure) Error() string { return f.message }
 
+// badRequest refuses what a client sent. What is wrong with 64 KiB could fill a
+// megabyte: it is cut.
 func badRequest(err error) error {
-	return &failure{status: http.StatusBadRequest, message: err.Error()}
+	message := err.Error()
+	if len(message) > maxProblem {
+		message = strings.ToValidUTF8(message[:maxProblem], "") + "…"
+	}
+	return &failure{status: http.StatusBadRequest, message: message}
 }
 
 // errorReply turns an error into a reply: the one place that maps errors to statuses.
