@@ -5,172 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 )
-
-// rig is a committer with a real state file whose steps a test can count,
-// block and fail, and whose clock is the bubble's.
-type rig struct {
-	t    testing.TB
-	path string
-	c    *committer
-	jump atomic.Int64 // of the wall clock, in nanoseconds
-
-	mu    sync.Mutex
-	calls []string
-	fault func(step string, do func() error) error // nil: none
-	ended chan error
-}
-
-func newRig(t testing.TB, path string) *rig {
-	t.Helper()
-	r := &rig{t: t, path: path}
-	st, s, err := openStore(path, r.steps(), time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.c, err = newCommitter(st, s, quiet(), func() time.Time { return time.Now().Add(time.Duration(r.jump.Load())) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.ended = make(chan error, 1)
-	go func() { r.ended <- r.c.run() }()
-	t.Cleanup(func() { r.stop() })
-	return r
-}
-
-// stop ends the committer, as a shutdown does, and lets go of the file.
-func (r *rig) stop() error {
-	r.c.close()
-	err := <-r.ended
-	r.ended <- nil
-	r.c.store.close()
-	return err
-}
-
-// steps are the real ones, noted, and passed through fault.
-func (r *rig) steps() steps {
-	real := realSteps()
-	step := func(name string, do func() error) error {
-		r.mu.Lock()
-		r.calls = append(r.calls, name)
-		fault := r.fault
-		r.mu.Unlock()
-		if fault == nil {
-			return do()
-		}
-		return fault(name, do)
-	}
-	onFile := func(name string, do func(*os.File) error) func(*os.File) error {
-		return func(f *os.File) error { return step(name, func() error { return do(f) }) }
-	}
-	opening := func(name string, f **os.File, do func() (*os.File, error)) error {
-		return step(name, func() (err error) { *f, err = do(); return err })
-	}
-	return steps{
-		open: func(name string) (f *os.File, err error) {
-			err = opening("open folder", &f, func() (*os.File, error) { return real.open(name) })
-			return f, err
-		},
-		create: func(dir, pattern string) (f *os.File, err error) {
-			err = opening("create", &f, func() (*os.File, error) { return real.create(dir, pattern) })
-			return f, err
-		},
-		write: func(f *os.File, data []byte) (int, error) {
-			return len(data), step("write", func() error { _, err := real.write(f, data); return err })
-		},
-		sync:    onFile("fsync file", real.sync),
-		close:   onFile("close", real.close),
-		rename:  func(from, to string) error { return step("rename", func() error { return real.rename(from, to) }) },
-		syncDir: onFile("fsync folder", real.syncDir),
-	}
-}
-
-func (r *rig) setFault(fault func(step string, do func() error) error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.fault = fault
-}
-
-func (r *rig) count(step string) int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	n := 0
-	for _, c := range r.calls {
-		if c == step {
-			n++
-		}
-	}
-	return n
-}
-
-// take asks for lock l for the claim in words ("key name id"), waiting that
-// long, and returns at once; the answer comes through the channel.
-func (r *rig) take(ctx context.Context, words string, wait time.Duration) chan answer {
-	return r.takeClaim(ctx, of(words), wait)
-}
-
-func (r *rig) takeClaim(ctx context.Context, c claim, wait time.Duration) chan answer {
-	got := make(chan answer, 1)
-	go func() { got <- r.ask(ctx, c, wait) }()
-	synctest.Wait()
-	return got
-}
-
-// ask is takeClaim that returns with the answer.
-func (r *rig) ask(ctx context.Context, c claim, wait time.Duration) answer {
-	req := &request{lock: "l", ctx: ctx, apply: func(d *draft) outcome { return d.take("l", c, wait > 0) }}
-	if wait > 0 {
-		req.until = time.Now().Add(wait)
-	}
-	return r.c.do(req)
-}
-
-func (r *rig) release(words string) answer {
-	return r.c.do(&request{lock: "l", frees: true, ctx: context.Background(), apply: func(d *draft) outcome {
-		return d.release("l", of(words).identity, false)
-	}})
-}
-
-func (r *rig) want(a answer, want verdict) answer {
-	r.t.Helper()
-	if a.err != nil || a.verdict != want {
-		r.t.Fatalf("%q, error %v; want %q", a.verdict, a.err, want)
-	}
-	return a
-}
-
-func (r *rig) wantWaiting(got chan answer) {
-	r.t.Helper()
-	synctest.Wait()
-	select {
-	case a := <-got:
-		r.t.Fatalf("answered %q, error %v; want it to wait", a.verdict, a.err)
-	default:
-	}
-}
-
-func (r *rig) wantState(holders, queue string) {
-	r.t.Helper()
-	b := &bench{t: r.t, s: r.c.state().state}
-	b.want(holders, queue)
-}
-
-// inBubble runs a test in a synctest bubble, with a rig.
-func inBubble(t *testing.T, test func(t *testing.T, r *rig)) {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "locker.json")
-	synctest.Test(t, func(t *testing.T) { test(t, newRig(t, path)) })
-}
 
 func TestWaitersAreGrantedInOrder(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
@@ -310,8 +153,6 @@ func TestWallClockJumps(t *testing.T) {
 	}
 }
 
-func (r *rig) now() string { return (&bench{s: r.c.state().state}).holders() }
-
 // TestGroupCommit blocks a commit and sees that all requests that arrive
 // meanwhile ride in the next, and that nobody sees what is not committed.
 func TestGroupCommit(t *testing.T) {
@@ -387,113 +228,6 @@ func TestOrderOfTheDurableWrite(t *testing.T) {
 			t.Errorf("steps %q, want %q", r.calls, want)
 		}
 	})
-}
-
-// TestFaultBeforeRename fails each step of the durable write before the rename,
-// not applied and applied but reported as failed: the request is refused,
-// nothing has changed, and the server goes on.
-func TestFaultBeforeRename(t *testing.T) {
-	for _, step := range []string{"open folder", "create", "write", "fsync file", "close"} {
-		for _, applied := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s applied=%t", step, applied), func(t *testing.T) {
-				inBubble(t, func(t *testing.T, r *rig) { testFaultBeforeRename(t, r, step, applied) })
-			})
-		}
-	}
-}
-
-func testFaultBeforeRename(t *testing.T, r *rig, step string, applied bool) {
-	r.want(<-r.take(t.Context(), "k a", 0), granted)
-	waiting := r.take(t.Context(), "other b", time.Minute)
-	file := read(t, r.path)
-	r.setFault(faultAt(step, applied, syscall.ENOSPC))
-
-	if a := r.release("k a"); !errors.Is(a.err, syscall.ENOSPC) {
-		t.Fatalf("answer %+v, want no space", a)
-	}
-	if step != "create" || !applied { // a file that nobody was told of stays until the next start
-		onlyFiles(t, r.path)
-	}
-	if read(t, r.path) != file || r.now() != "k:a" || r.c.failing.Load() == nil {
-		t.Errorf("state %s, failing %v; want it unchanged, and failing", r.now(), r.c.failing.Load())
-	}
-	r.wantWaiting(waiting)
-	r.want(<-r.take(t.Context(), "other c", 0), refused) // what needs no commit is answered
-
-	r.setFault(nil)
-	time.Sleep(time.Second + time.Millisecond)
-	synctest.Wait()
-	if r.c.failing.Load() != nil {
-		t.Error("still failing a second after the disk was well again")
-	}
-	r.want(r.release("k a"), released)
-	r.want(<-waiting, granted)
-}
-
-// TestFaultLosesNothingDerived ends a hold, a place and a connection while
-// commits fail: all three are found again when they succeed.
-func TestFaultLosesNothingDerived(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
-		r.want(<-r.takeClaim(t.Context(), ttl(of("k a"), 5*time.Second), 0), granted)
-		ctx, hangUp := context.WithCancel(t.Context())
-		r.take(ctx, "other b", time.Minute)
-		r.take(ctx, "other c 1", time.Minute)
-		next := r.take(t.Context(), "more d", time.Minute)
-		r.setFault(faultAt("write", false, syscall.EIO))
-		hangUp()
-		time.Sleep(40 * time.Second)
-		r.wantState("k:a", "b,c,d")
-		r.setFault(nil)
-		r.want(<-next, granted)
-		r.wantState("more:d", "")
-	})
-}
-
-// TestFaultAtRename fails the rename and what comes after, both ways: the
-// outcome is unknown, the committer ends, and the next start reads what is
-// there, the old state or the new.
-func TestFaultAtRename(t *testing.T) {
-	for _, step := range []string{"rename", "fsync folder"} {
-		for _, applied := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s applied=%t", step, applied), func(t *testing.T) {
-				inBubble(t, func(t *testing.T, r *rig) { testFaultAtRename(t, r, step, applied) })
-			})
-		}
-	}
-}
-
-func testFaultAtRename(t *testing.T, r *rig, step string, applied bool) {
-	r.want(<-r.take(t.Context(), "k a", 0), granted)
-	waiting := r.take(t.Context(), "other b 1", time.Minute)
-	behind := r.take(t.Context(), "more c 1", time.Minute)
-	r.setFault(faultAt(step, applied, syscall.EIO))
-
-	if a := r.release("k a"); !errors.Is(a.err, errUnknown) {
-		t.Fatalf("answer %+v, want an unknown outcome", a)
-	}
-	if a := <-waiting; !errors.Is(a.err, errUnknown) {
-		t.Errorf("the waiter to whom this gave the lock got %+v, want an unknown outcome", a)
-	}
-	if a := <-behind; !errors.Is(a.err, errStopping) {
-		t.Errorf("the waiter behind it got %+v, want %v", a, errStopping)
-	}
-	if a := r.release("k a"); !errors.Is(a.err, errStopping) {
-		t.Errorf("a request afterwards got %+v, want %v", a, errStopping)
-	}
-	calls := r.count("fsync file") + r.count("fsync folder")
-	if err := r.stop(); !errors.Is(err, errUnknown) {
-		t.Errorf("the committer ended with %v", err)
-	}
-	if n := r.count("fsync file") + r.count("fsync folder"); n != calls {
-		t.Error("an fsync was tried again")
-	}
-	after := newRig(t, r.path)
-	if step == "rename" && !applied {
-		after.wantState("k:a", "b,c")
-	} else {
-		after.wantState("other:b", "c")
-		after.want(<-after.take(t.Context(), "other b 1", 0), repeated)
-	}
 }
 
 func TestRestartKeepsPlaces(t *testing.T) {
@@ -654,44 +388,6 @@ func TestGatherIsShort(t *testing.T) {
 			t.Errorf("a lone client waited %v for others", took)
 		}
 	})
-}
-
-// faultAt fails a step, after or instead of doing it.
-func faultAt(at string, applied bool, err error) func(string, func() error) error {
-	return func(step string, do func() error) error {
-		if step != at {
-			return do()
-		}
-		if applied {
-			if realErr := do(); realErr != nil {
-				return realErr
-			}
-		}
-		return err
-	}
-}
-
-func read(t testing.TB, path string) string {
-	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(data)
-}
-
-// onlyFiles fails the test when there is more than the state file and its lock.
-func onlyFiles(t testing.TB, path string) {
-	t.Helper()
-	entries, err := os.ReadDir(filepath.Dir(path))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		if name := e.Name(); name != filepath.Base(path) && name != filepath.Base(path)+".lock" {
-			t.Errorf("left behind: %s", name)
-		}
-	}
 }
 
 // TestGoneBeforeTheAnswer ends the connection while the grant is committed: who
