@@ -90,11 +90,15 @@ func (p *process) kill() {
 
 // send sends a request and returns the status and the body; status 0 is no answer.
 func send(ctx context.Context, method, url, body string) (int, []byte) {
+	return sendBy(ctx, http.DefaultClient, method, url, body)
+}
+
+func sendBy(ctx context.Context, client *http.Client, method, url, body string) (int, []byte) {
 	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
 	if err != nil {
 		panic(err)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return 0, nil
 	}
@@ -129,7 +133,12 @@ func TestKill(t *testing.T) {
 	var holding, handOffs atomic.Int64
 	var all sync.WaitGroup
 	for i := range contenders {
-		all.Go(func() { contend(ctx, t, &url, i, &holding, &handOffs) })
+		all.Go(func() {
+			contend(ctx, t, func(method, path, body string) int {
+				status, _ := send(ctx, method, url.Load().(string)+path, body)
+				return status
+			}, i, &holding, &handOffs)
+		})
 	}
 	journals := make([]journal, clients)
 	for round := range rounds {
@@ -217,10 +226,10 @@ func (j *journal) compare(t *testing.T, p *process, lock string) {
 
 // contend takes and releases one lock that others want too, asking again with
 // the same id until there is an answer, and counts who holds it.
-func contend(ctx context.Context, t *testing.T, url *atomic.Value, i int, holding, handOffs *atomic.Int64) {
+func contend(ctx context.Context, t *testing.T, ask func(method, path, body string) (status int), i int, holding, handOffs *atomic.Int64) {
 	until := func(method, body string) bool {
 		for ctx.Err() == nil {
-			if status, _ := send(ctx, method, url.Load().(string)+"/lock/contended", body); status == http.StatusOK {
+			if ask(method, "/lock/contended", body) == http.StatusOK {
 				return true
 			}
 			time.Sleep(5 * time.Millisecond)
@@ -245,7 +254,7 @@ func contend(ctx context.Context, t *testing.T, url *atomic.Value, i int, holdin
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
-		skip(t, "mounting needs root")
+		skip(t, "this needs root")
 	}
 }
 

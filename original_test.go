@@ -1,0 +1,150 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// This file plays the original's clients beside new ones.
+
+// originalClient is what the original's resource does, with its options of
+// curl. A pause is 30 s there. The curl of its image printed the reason phrase
+// of a status that fails; newer ones leave it out, so -i shows it here.
+const originalClient = `
+request() { curl -fsS --cacert "$CA" -u "$AUTH" "$URI$@" 2>&1; }
+body="{\"key\":\"$KEY\",\"requestor\":\"$KEY-job\"}"
+for turn in 1 2 3; do
+	until answer=$(request /lock/myLock -i -X PUT -d "$body"); do
+		grep -q '423 Locked' <<<"$answer" || { echo "$answer"; exit 1; }
+		echo locked
+		sleep $PAUSE
+	done
+	mkdir held && echo $KEY >> order && sleep 0.01 && rmdir held || exit 1
+	request /lock/myLock -X DELETE -d "$body" || exit 1
+done
+request /locks | grep -q '"myLock":{"key":"'`
+
+// alone makes a folder for as long as its caller holds the lock, which fails
+// when another one has it, and notes the turn.
+func alone(t *testing.T, dir, who string) {
+	held := filepath.Join(dir, "held")
+	if err := os.Mkdir(held, 0o700); err != nil {
+		t.Errorf("%s is not the only one: %v", who, err)
+	}
+	order, err := os.OpenFile(filepath.Join(dir, "order"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		t.Error(err)
+	}
+	fmt.Fprintln(order, who)
+	order.Close()
+	os.Remove(held)
+}
+
+// testOriginalClients has three of the original's clients, three new ones and a
+// build want one lock, each with a key of its own.
+func testOriginalClients(t *testing.T, built programs) {
+	if _, err := exec.LookPath("curl"); err != nil {
+		skip(t, err.Error())
+	}
+	certFile, keyFile, ca := ownCertificate(t)
+	s := startServer(t, map[string]string{"SSL_CERT": certFile, "SSL_KEY": keyFile, "AUTH_USER": jobUser, "AUTH_PASS": jobPass})
+	v := &vm{T: t}
+	v.reach(s.address, ca)
+	v.want("PUT", "/lock/myLock", `{"key": "first"}`, http.StatusOK)
+	dir := t.TempDir()
+	var all sync.WaitGroup
+	for i := range 3 {
+		all.Go(func() {
+			for turn := range 3 {
+				who := fmt.Sprintf(`{"key": "new-%d", "id": "%d"`, i, turn)
+				v.want("PUT", "/lock/myLock", who+`, "wait": "60s"}`, http.StatusOK)
+				alone(t, dir, "new")
+				v.want("DELETE", "/lock/myLock", who+`}`, http.StatusOK)
+			}
+		})
+		client, said := exec.CommandContext(t.Context(), "bash", "-c", originalClient), newLogs()
+		client.Env = append(os.Environ(), "CA="+certFile, "AUTH="+jobUser+":"+jobPass, "URI=https://"+s.address, "PAUSE=0.05", fmt.Sprint("KEY=old-", i))
+		client.Dir, client.Stdout, client.Stderr = dir, said, said
+		v.must(client.Start())
+		all.Go(func() {
+			if err := client.Wait(); err != nil {
+				t.Errorf("%v:\n%s", err, said)
+			}
+		})
+		said.await(t, "locked")
+	}
+	p := built.pipeline(s.address)
+	maps.Copy(p.source, map[string]any{"locker_uri": "https://" + s.address, "ca_cert": ca, "username": jobUser, "password": jobPass})
+	build := p.out(t, "1", lockParams("build", ""))
+	eventually(t, "four who wait", func() bool { l, _ := v.lock("myLock"); return len(l.Waiters) == 4 })
+	v.want("DELETE", "/lock/myLock", `{"key": "first"}`, http.StatusOK)
+	build.ok(t)
+	alone(t, dir, "build")
+	p.out(t, "1", unlockParams("build", "")).ok(t)
+	all.Wait()
+	order := strings.Fields(read(t, filepath.Join(dir, "order")))
+	if len(order) != 3*3+3*3+1 || strings.Contains(strings.Join(order[:4], " "), "old") {
+		t.Errorf("the turns were %q; those who waited were to be first", order)
+	}
+	if l, _ := v.lock("myLock"); !nobodys(l) {
+		t.Errorf("in the end the lock is %+v", l)
+	}
+}
+
+// TestPausingClient has one client come back every 30 s, as the original's
+// does: it is not in the queue, so those who wait go before it, even one that is
+// away for a moment when the lock is freed. When nobody waits, the lock is its at the
+// next try.
+func TestPausingClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, _ := serveMemory(t, &config{})
+		do := func(method, body string) exchange {
+			return talk(t, m.dial(t), fmt.Sprintf("%s /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: %d\r\n\r\n%s", method, len(body), body))
+		}
+		start := time.Now()
+		at := func(second int) { time.Sleep(time.Until(start.Add(time.Duration(second) * time.Second))) }
+		var tries []string
+		var took time.Duration
+		ended := make(chan struct{})
+		do(put, jane)
+		go func() {
+			defer close(ended)
+			for got := (exchange{}); got.status != "200 OK"; time.Sleep(30 * time.Second) {
+				got = do(put, `{"key":"old","requestor":"old-job"}`)
+				tries = append(tries, got.status)
+				took = time.Since(start)
+				if strings.Contains(got.body, `"position"`) {
+					t.Errorf("it has a place: %s", got.body)
+				}
+			}
+		}()
+		at(10)
+		go do(put, `{"key": "new", "id": "1", "wait": "12s"}`) // and keeps its place until 37
+		at(20)
+		if got := do(get, "").body; !strings.Contains(got, `"waiters":[{"key":"new",`) || strings.Contains(got, `"old`) {
+			t.Errorf("who is refused waits: %s", got)
+		}
+		at(25)
+		do(del, `{"key": "k", "locked_by": "jane"}`) // nobody is there to take it
+		at(35)
+		if got := do(put, `{"key": "new", "id": "1"}`); got.status != "200 OK" {
+			t.Errorf("who waited got %s: %s", got.status, got.body)
+		}
+		at(70)
+		do(del, `{"key": "new", "id": "1"}`)
+		<-ended
+		if want := []string{"423 Locked", "423 Locked", "423 Locked", "200 OK"}; !slices.Equal(tries, want) || took != 90*time.Second {
+			t.Errorf("the client with pauses got %q, the last after %v", tries, took)
+		}
+	})
+}
