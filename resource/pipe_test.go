@@ -35,16 +35,18 @@ func (r *run) lines() []string {
 
 // server is an HTTP server in memory. Its handlers may break connections.
 type server struct {
-	conns chan net.Conn
-	down  func() bool // nil: never
+	conns  chan net.Conn
+	closed chan struct{}
+	down   func() bool // nil: never
 }
 
 func (s *server) Accept() (net.Conn, error) {
-	conn, ok := <-s.conns
-	if !ok {
+	select {
+	case conn := <-s.conns:
+		return conn, nil
+	case <-s.closed:
 		return nil, net.ErrClosed
 	}
-	return conn, nil
 }
 
 func (s *server) Close() error   { return nil }
@@ -60,6 +62,8 @@ func (s *server) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	select {
 	case s.conns <- theirs:
 		return ours, nil
+	case <-s.closed: // the transport dials on, for a request that is over
+		return nil, errDown
 	case <-ctx.Done():
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: ctx.Err()}
 	}
@@ -68,12 +72,12 @@ func (s *server) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 // serve starts a server in the bubble of t.
 func serve(t *testing.T, handle http.HandlerFunc) *server {
 	t.Helper()
-	s := &server{conns: make(chan net.Conn)}
+	s := &server{conns: make(chan net.Conn), closed: make(chan struct{})}
 	srv := &http.Server{Handler: handle}
 	ended := make(chan struct{})
 	go func() { srv.Serve(s); close(ended) }()
 	t.Cleanup(func() {
-		close(s.conns)
+		close(s.closed)
 		srv.Close()
 		<-ended
 		synctest.Wait()
