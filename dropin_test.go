@@ -22,13 +22,15 @@ import (
 	"github.com/cloudfoundry-community/locker/resource"
 )
 
-// This file puts the locker where the original one was, on its VM.
+// This file puts the locker where the original one was, on its VM, and its unit
+// before systemd.
 
 func TestDropIn(t *testing.T) {
 	built := buildPrograms(t)
 	for name, test := range map[string]func(*testing.T, programs){
 		"BOSH job":               testBOSHJob,
 		"the original's clients": testOriginalClients,
+		"way back":               testWayBack,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -322,6 +324,27 @@ func (v *vm) wantLog(starts, stops int) {
 	} {
 		if got := strings.Count(log, words); got != want {
 			v.Errorf("%q is in the log %d times, want %d:\n%s", words, got, want, log)
+		}
+	}
+}
+
+// TestReadmeUnit has systemd look at the README's unit, which must be sound and
+// as hardened as it says.
+func TestReadmeUnit(t *testing.T) {
+	if _, err := exec.LookPath("systemd-analyze"); err != nil {
+		skip(t, err.Error())
+	}
+	unit := readmeBlock(t, "ExecStart=/usr/local/bin/locker\n")
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "locker.service")
+	writeFile(t, path, strings.ReplaceAll(unit, "/usr/local/bin/locker", program))
+	for _, args := range [][]string{{"verify", "--man=no"}, {"security", "--offline=true", "--no-pager", "--threshold=15"}} { // 15 is 1.5 of 10
+		out, err := exec.CommandContext(t.Context(), "systemd-analyze", append(args, path)...).CombinedOutput()
+		if err != nil || args[0] == "verify" && len(out) > 0 {
+			t.Errorf("%s: %v\n%s", args[0], err, out)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
@@ -15,7 +16,8 @@ import (
 	"time"
 )
 
-// This file plays the original's clients beside new ones.
+// This file plays the original's clients beside new ones, and the way back to
+// the original.
 
 // originalClient is what the original's resource does, with its options of
 // curl. A pause is 30 s there. The curl of its image printed the reason phrase
@@ -147,4 +149,59 @@ func TestPausingClient(t *testing.T) {
 			t.Errorf("the client with pauses got %q, the last after %v", tries, took)
 		}
 	})
+}
+
+// testWayBack pastes the README's commands for going back to the original into
+// a shell: what they make of the state is a file that the original reads, and
+// of which a later upgrade makes the same holds.
+func testWayBack(t *testing.T, built programs) {
+	for _, program := range []string{"bash", "curl", "flock"} {
+		if _, err := exec.LookPath(program); err != nil {
+			skip(t, err.Error())
+		}
+	}
+	path := filepath.Join(t.TempDir(), "locker.yml")
+	writeFile(t, path, original)
+	s := built.startLocker(t, "LOCKER_CONFIG="+path)
+	for _, ask := range [][3]string{
+		{"PUT", "done", `{"key": "k"}`},
+		{"DELETE", "done", `{"key": "k"}`},
+		{"PUT", "myLock", `{"key": "k", "locked_by": "ann", "id": "1", "ttl": "1h"}`},
+		{"PUT", "version", `{"key": "2", "link": "https://ci.example/1"}`},
+		{"PUT", "a%2Fb", `{"key": "\"ü\""}`},
+	} {
+		if status, body := send(t.Context(), ask[0], "http://"+s.address+"/lock/"+ask[1], ask[2]); status != http.StatusOK {
+			t.Fatalf("%q: %d %s", ask, status, body)
+		}
+	}
+	go send(t.Context(), "PUT", "http://"+s.address+"/lock/pair", `{"key": "waits", "id": "1", "wait": "60s"}`)
+	s.await(t, "pair", withWaiters(1))
+	s.stop()
+	script := strings.NewReplacer("/var/vcap/store/locker", filepath.Dir(path), "/var/vcap/packages/locker/bin/locker", built.file("locker"), "127.0.0.1:8911", "127.0.0.1:"+freePort(t)).
+		Replace(readmeBlock(t, "monit stop locker"))
+	cmd := exec.CommandContext(t.Context(), "bash", "-c", "monit() { :; }; chown() { :; }\n"+script)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v:\n%s", err, out)
+	}
+	held := `a/b:{map["ü":1] "ü"} %smyLock:{map[ann:1 george:1] k} pair:{map[coexisting-1:1 coexisting-2:1] can-coexist} version:{map[2:1] 2}`
+	wantOriginal(t, read(t, path), fmt.Sprintf(held, "done:{map[] } "))
+	again := built.startLocker(t, "LOCKER_CONFIG="+path)
+	_, locks := send(t.Context(), "GET", "http://"+again.address+"/locks", "")
+	wantOriginal(t, string(locks), fmt.Sprintf(held, ""))
+}
+
+// wantOriginal checks what the original would read: it knew these two members
+// and passed over others.
+func wantOriginal(t *testing.T, text, want string) {
+	t.Helper()
+	var locks map[string]struct {
+		LockedBy map[string]int `json:"locked_by"`
+		Key      string         `json:"key"`
+	}
+	if err := json.Unmarshal([]byte(text), &locks); err != nil {
+		t.Fatalf("%v:\n%s", err, text)
+	}
+	if got := fmt.Sprint(locks); got != "map["+want+"]" {
+		t.Errorf("the original would read\n%s, want\nmap[%s]", got, want)
+	}
 }

@@ -37,6 +37,16 @@ func readmeBlocks(t testing.TB, words string) (blocks []block) {
 	return blocks
 }
 
+// readmeBlock returns the one block that has the words.
+func readmeBlock(t testing.TB, words string) string {
+	t.Helper()
+	blocks := readmeBlocks(t, words)
+	if len(blocks) != 1 {
+		t.Fatalf("the README has %d blocks with %q", len(blocks), words)
+	}
+	return blocks[0].text
+}
+
 // script returns a block's commands, and what they print where it says so.
 func (b block) script() (commands []string, printed string) {
 	for line := range strings.Lines(b.text) {
@@ -51,8 +61,8 @@ func (b block) script() (commands []string, printed string) {
 	return commands, printed
 }
 
-// runBy says who runs the README's commands that begin so; TestReadme runs
-// those of the blocks with curl.
+// runBy says who runs the README's commands that begin so. TestReadme and
+// TestDropIn run those of the blocks with curl.
 var runBy = map[string]string{
 	"go run .":                    "TestGoRun",
 	"CGO_ENABLED=0 go build":      ".ci/run",
@@ -69,6 +79,11 @@ var runBy = map[string]string{
 	"tar -xzOf release/":          "TestRelease",
 	"echo '{\"type\": \"locker\"": "TestRelease",
 	"cp locker.json":              "TestGoRun",
+	"cd ../locker-boshrelease":    "nobody: it needs the BOSH release",
+	"bosh ":                       "nobody: it needs a BOSH director",
+	"useradd ":                    "nobody: it would change this machine",
+	"install ":                    "nobody: it would change this machine",
+	"printf ":                     "nobody: it would change this machine",
 }
 
 // TestReadmeCommandsAreRun wants somebody to run every command that the README
@@ -118,11 +133,9 @@ func TestGoRun(t *testing.T) {
 	if status, body := send(t.Context(), "PUT", url+"/lock/l", `{"key": "k"}`); status != http.StatusOK {
 		t.Errorf("take: %d %s", status, body)
 	}
-	for _, b := range readmeBlocks(t, "cp locker.json") {
-		command(t, dir, "sh", "-c", b.text)
-		if _, _, err := decodeState([]byte(read(t, filepath.Join(dir, "locker.json.backup"))), noon); err != nil {
-			t.Error(err)
-		}
+	command(t, dir, "sh", "-c", readmeBlock(t, "cp locker.json"))
+	if _, _, err := decodeState([]byte(read(t, filepath.Join(dir, "locker.json.backup"))), noon); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -138,7 +151,7 @@ func TestReadme(t *testing.T) {
 	p := startProcess(t, filepath.Join(t.TempDir(), "locker.json"))
 	here := strings.NewReplacer("localhost:8910", strings.TrimPrefix(p.url, "http://"), "10.10.10.10:8910", strings.TrimPrefix(p.url, "http://"))
 	commands := 0
-	for _, b := range readmeBlocks(t, "curl") {
+	for _, b := range readmeBlocks(t, ":8910/lock") {
 		script, want := b.script()
 		text := here.Replace(strings.Join(script, ""))
 		got, err := exec.CommandContext(t.Context(), "bash", "-c", text).CombinedOutput()
