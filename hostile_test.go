@@ -40,43 +40,6 @@ func TestHalfSentRequests(t *testing.T) {
 	}
 }
 
-func TestHeaderTooLarge(t *testing.T) {
-	s := startServer(t, nil)
-	large := strings.Repeat("x", maxHeader+8<<10)
-	for name, text := range map[string]string{
-		"value":   "GET /locks HTTP/1.1\r\nHost: locker\r\nCookie: " + large + "\r\n\r\n",
-		"path":    "GET /lock/" + large + " HTTP/1.1\r\nHost: locker\r\n\r\n",
-		"endless": "GET /locks HTTP/1.1\r\nHost: locker\r\nCookie: " + large,
-	} {
-		t.Run(name, func(t *testing.T) {
-			if got := talk(t, s.dial(t), text); !strings.HasPrefix(got.status, "431 ") {
-				t.Errorf("got %s", got.status)
-			}
-		})
-	}
-	cookies := "GET /health HTTP/1.1\r\nHost: locker\r\nCookie: " + large[:maxHeader/2] + "\r\n\r\n"
-	if got := talk(t, s.dial(t), cookies); got.status != "200 OK" {
-		t.Errorf("a browser's cookies: got %s", got.status)
-	}
-}
-
-// A body that is too large is refused when so much of it has come, however it
-// is sent, and the rest is not read.
-func TestEndlessBody(t *testing.T) {
-	s := startServer(t, nil)
-	for name, header := range map[string]string{
-		"length":  "Content-Length: 1000000000\r\n\r\n",
-		"chunked": "Transfer-Encoding: chunked\r\n\r\n10001\r\n",
-	} {
-		t.Run(name, func(t *testing.T) {
-			got := talk(t, s.dial(t), "PUT /lock/a HTTP/1.1\r\nHost: locker\r\n"+header+strings.Repeat(" ", maxBody+1))
-			if got.status != "413 Request Entity Too Large" {
-				t.Errorf("got %s %s", got.status, got.body)
-			}
-		})
-	}
-}
-
 func TestPipelining(t *testing.T) {
 	s := startServer(t, nil)
 	conn := s.dial(t)
