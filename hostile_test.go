@@ -12,34 +12,6 @@ import (
 	"time"
 )
 
-// TestHalfSentRequests leaves 1,000 requests half sent and wants others to be
-// answered.
-func TestHalfSentRequests(t *testing.T) {
-	s := startServer(t, withAuth())
-	right := basic(user, password)
-	halves := []string{
-		"PUT /lock/a HT",
-		"GET /locks HTTP/1.1\r\nHost: locker\r\nAuthorization: Basic ",
-		"PUT /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: 100\r\n\r\n{",
-		"PUT /lock/a HTTP/1.1\r\nHost: locker\r\nAuthorization: " + right + "\r\nContent-Length: 100\r\n\r\n{",
-		"PUT /lock/a HTTP/1.1\r\nHost: locker\r\nAuthorization: " + right + "\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
-	}
-	for i := range 1_000 {
-		if _, err := io.WriteString(s.dial(t), halves[i%len(halves)]); err != nil {
-			t.Fatal(err)
-		}
-	}
-	start := time.Now()
-	for _, c := range []apiCall{{get, "/health", "", nil}, {put, "/lock/b", jane, nil}, {get, "/locks", "", nil}, {del, "/lock/b", `{"key": "k", "locked_by": "jane"}`, nil}} {
-		if got := s.do(t, c.method, c.path, c.body, "Authorization", right); got.status != "200 OK" {
-			t.Errorf("%s %s: got %s", c.method, c.path, got.status)
-		}
-	}
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("four requests took %v", took)
-	}
-}
-
 func TestPipelining(t *testing.T) {
 	s := startServer(t, nil)
 	conn := s.dial(t)

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// This file is clients that are many, and say nothing or half of something.
+
+// halves are requests that are not finished, for a server with credentials.
+func halves() []string {
+	right := basic(user, password)
+	return []string{
+		"",
+		"PUT /lock/a HT",
+		"GET /locks HTTP/1.1\r\nHost: locker\r\nAuthorization: Basic ",
+		"PUT /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: 100\r\n\r\n{",
+		"PUT /lock/a HTTP/1.1\r\nHost: locker\r\nAuthorization: " + right + "\r\nContent-Length: 100\r\n\r\n{",
+		"PUT /lock/a HTTP/1.1\r\nHost: locker\r\nAuthorization: " + right + "\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+	}
+}
+
+// TestHalfSentRequests leaves 1,000 requests half sent and wants others to be
+// answered.
+func TestHalfSentRequests(t *testing.T) {
+	s := startServer(t, withAuth())
+	conns := flood(t, s.address, 1_000)
+	defer closeAll(conns)
+	right := basic(user, password)
+	start := time.Now()
+	for _, c := range []apiCall{{get, "/health", "", nil}, {put, "/lock/b", jane, nil}, {get, "/locks", "", nil}, {del, "/lock/b", `{"key": "k", "locked_by": "jane"}`, nil}} {
+		if got := s.do(t, c.method, c.path, c.body, "Authorization", right); got.status != "200 OK" {
+			t.Errorf("%s %s: got %s", c.method, c.path, got.status)
+		}
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("four requests took %v", took)
+	}
+}
+
+// TestTenThousandConnections opens as many to a server process, silent ones and
+// half-sent ones: others are served meanwhile, and afterwards the process has
+// its file descriptors again.
+func TestTenThousandConnections(t *testing.T) {
+	const many, spare, dear = 10_000, 500, 100 // dear is KiB for a connection, much more than it takes
+	allowFiles(t, many+spare)
+	p := startProcess(t, filepath.Join(t.TempDir(), "locker.json"), fmt.Sprintf("LOCKER_TEST_NOFILE=%d", many+spare))
+	p.want("PUT", "/lock/held", jane, http.StatusOK)
+	before, _ := p.usage()
+	conns := flood(t, strings.TrimPrefix(p.url, "http://"), many)
+	eventually(t, "most of them", func() bool { files, _ := p.usage(); return files >= many*9/10 })
+	start := time.Now()
+	p.want("PUT", "/lock/others", `{"key": "k"}`, http.StatusOK)
+	p.want("GET", "/locks", "", http.StatusOK)
+	p.want("DELETE", "/lock/others", `{"key": "k"}`, http.StatusOK)
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("three requests took %v beside %d connections", took, many)
+	}
+	if _, memory := p.usage(); memory > many*dear {
+		t.Errorf("%d connections take %d MiB", many, memory>>10)
+	}
+	closeAll(conns)
+	eventually(t, "descriptors as before", func() bool { files, _ := p.usage(); return files <= before+1 })
+	p.want("PUT", "/lock/held", `{"key": "other"}`, http.StatusLocked)
+}
+
+// TestConnectionsLeaveNothing opens connections to a server of which the memory
+// can be looked at, and wants it back when they are closed.
+func TestConnectionsLeaveNothing(t *testing.T) {
+	const many, little = 2_000, 600 << 10 // little is bytes in all: what a test run has changing anyway
+	allowFiles(t, 2*many+500)
+	s := startServer(t, nil)
+	s.do(t, get, "/health", "")
+	few := runtime.NumGoroutine() + 10  // others come and go
+	closeAll(flood(t, s.address, many)) // what is made once is made now
+	eventually(t, "to be at rest", func() bool { return runtime.NumGoroutine() <= few })
+	before := inUse()
+	conns := flood(t, s.address, many)
+	eventually(t, "a goroutine for most", func() bool { return runtime.NumGoroutine() > many*9/10 })
+	closeAll(conns)
+	conns = nil
+	eventually(t, "no more goroutines than before", func() bool { return runtime.NumGoroutine() <= few })
+	eventually(t, "no more memory than before", func() bool { return inUse() <= before+little })
+}
+
+// inUse returns the bytes that are in use after a collection.
+func inUse() uint64 {
+	runtime.GC()
+	runtime.GC() // pools keep what they have for one more
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc + m.StackInuse
+}
+
+// allowFiles lets this process have that many files open.
+func allowFiles(t *testing.T, n uint64) {
+	t.Helper()
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		t.Fatal(err)
+	}
+	files.Cur, files.Max = max(files.Cur, n), max(files.Max, n)
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		skip(t, fmt.Sprintf("a limit of %d open files: %v", n, err))
+	}
+}
+
+// flood opens that many connections and sends half a request on each.
+func flood(t *testing.T, address string, n int) []net.Conn {
+	t.Helper()
+	texts := halves()
+	conns := make([]net.Conn, n)
+	for i := range conns {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			closeAll(conns[:i])
+			t.Fatal(err)
+		}
+		conn.(*net.TCPConn).SetLinger(0) // its port is free at once
+		io.WriteString(conn, texts[i%len(texts)])
+		conns[i] = conn
+	}
+	return conns
+}
+
+func closeAll(conns []net.Conn) {
+	for _, conn := range conns {
+		conn.Close()
+	}
+}
+
+// usage returns how many file descriptors the process has open, and its memory
+// in KiB.
+func (p *process) usage() (files, memory int) {
+	p.t.Helper()
+	dir := fmt.Sprintf("/proc/%d/", p.cmd.Process.Pid)
+	entries, err := os.ReadDir(dir + "fd")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	_, resident, _ := strings.Cut(read(p.t, dir+"status"), "VmRSS:")
+	if _, err := fmt.Sscan(resident, &memory); err != nil {
+		p.t.Fatal(err)
+	}
+	return len(entries), memory
+}
