@@ -227,9 +227,11 @@ func TestTLSHandshakeStall(t *testing.T) {
 			t.Fatal(err)
 		}
 		m, _ := serveMemory(t, &config{certificate: cert})
-		for _, text := range []string{"", "\x16\x03\x01"} {
-			if got, after := stall(t, m.dial(t), text); got != "" || after != headerTime {
-				t.Errorf("%q: got %q after %v", text, got, after)
+		hello := clientHello(t)
+		for _, text := range []string{"", hello[:3], hello[:100], hello} {
+			got, after := stall(t, m.dial(t), text)
+			if answered := text == hello; (got != "") != answered || after != headerTime {
+				t.Errorf("%d bytes: got %d bytes after %v", len(text), len(got), after)
 			}
 		}
 	})

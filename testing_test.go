@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -209,6 +210,12 @@ func newCertificate(t testing.TB, dir, name string) (certFile, keyFile string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newCertificateOf(t, dir, name, key)
+}
+
+// newCertificateOf is newCertificate for a key that there is.
+func newCertificateOf(t testing.TB, dir, name string, key crypto.Signer) (certFile, keyFile string) {
+	t.Helper()
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1),
 		Subject:      pkix.Name{CommonName: name},
