@@ -109,6 +109,10 @@ func (d *draft) edit(name string) *lock {
 	return mine
 }
 
+// since returns how long ago t was; if the wall clock was set back since then,
+// no time has passed.
+func (d *draft) since(t time.Time) time.Duration { return max(0, d.now.Sub(t)) }
+
 func (d *draft) note(e event) { d.events = append(d.events, e) }
 
 // take asks for a lock. With wait, a claim that is not granted is queued.
@@ -187,7 +191,7 @@ func (d *draft) advance(name string) {
 		w := l.Waiters[0]
 		l = d.edit(name)
 		l.Waiters = slices.Delete(l.Waiters, 0, 1)
-		d.moved[w.Revision] = outcome{verdict: granted, token: d.grant(l, w.claim, d.now.Sub(w.Since)), waiter: w.Revision}
+		d.moved[w.Revision] = outcome{verdict: granted, token: d.grant(l, w.claim, d.since(w.Since)), waiter: w.Revision}
 	}
 }
 
@@ -284,7 +288,7 @@ func (d *draft) drop(name string, i int, e event) {
 		l.Key = ""
 	}
 	l.remember(who, d.now)
-	e.lock, e.identity, e.link, e.token, e.lasted = name, who, h.Link, h.Token, d.now.Sub(h.Since)
+	e.lock, e.identity, e.link, e.token, e.lasted = name, who, h.Link, h.Token, d.since(h.Since)
 	d.note(e)
 }
 
@@ -313,7 +317,7 @@ func (d *draft) withdraw(l *lock, w waiter, why string) {
 	d.claims--
 	l.remember(w.identity, d.now)
 	d.moved[w.Revision] = outcome{verdict: withdrawn}
-	d.note(event{what: "withdraw", lock: l.name, identity: w.identity, link: w.Link, lasted: d.now.Sub(w.Since), why: why})
+	d.note(event{what: "withdraw", lock: l.name, identity: w.identity, link: w.Link, lasted: d.since(w.Since), why: why})
 }
 
 // remember keeps r as ended.
