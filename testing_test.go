@@ -179,6 +179,12 @@ func serveMemory(t testing.TB, cfg *config) (m *memory, stop func() error) {
 
 func serveOn(t testing.TB, l net.Listener, cfg *config) (stop func() error) {
 	t.Helper()
+	return serveBy(t, l, cfg, slog.New(slog.DiscardHandler), time.Now)
+}
+
+// serveBy is serveOn with that log and by that wall clock.
+func serveBy(t testing.TB, l net.Listener, cfg *config, log *slog.Logger, wall func() time.Time) (stop func() error) {
+	t.Helper()
 	quick := realSteps()
 	quick.sync = func(*os.File) error { return nil }
 	quick.syncDir = quick.sync
@@ -186,8 +192,7 @@ func serveOn(t testing.TB, l net.Listener, cfg *config) (stop func() error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	log := slog.New(slog.DiscardHandler)
-	c, err := newCommitter(st, s, log, time.Now)
+	c, err := newCommitter(st, s, log, wall)
 	if err != nil {
 		t.Fatal(err)
 	}
