@@ -63,7 +63,7 @@ func (j *jumpy) wantLock(name, want string) resource.Lock {
 		waiters = append(waiters, w.LockedBy)
 	}
 	if got := l.Key + ":" + strings.Join(holders, ",") + " <" + strings.Join(waiters, ","); got != want {
-		j.t.Errorf("lock %s after %v: %s, want %s", name, time.Since(j.begin), got, want)
+		j.t.Fatalf("lock %s after %v: %s, want %s", name, time.Since(j.begin), got, want)
 	}
 	return l
 }
