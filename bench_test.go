@@ -333,21 +333,21 @@ func BenchmarkStart(b *testing.B) {
 	}})
 }
 
-// BenchmarkMemory reports the resident memory of a process of its own, in MiB:
+// BenchmarkMemory reports the resident memory of the built program, in MiB:
 // idle (at most 12), and with 5,000 requests waiting after each was renewed
 // three times (at most 224).
 func BenchmarkMemory(b *testing.B) {
-	p := startProcess(b, filepath.Join(b.TempDir(), "locker.json"))
-	p.want("PUT", "/lock/l", `{"key": "k", "id": "1"}`, http.StatusOK)
-	idle := residentMiB(b, p)
+	p := buildPrograms(b).startLocker(b)
+	send(b.Context(), "PUT", "http://"+p.address+"/lock/l", `{"key": "k", "id": "1"}`)
+	idle := residentMiB(b, p.cmd.Process.Pid)
 	for b.Loop() {
-		p.want("GET", "/lock/l", "", http.StatusOK)
+		send(b.Context(), "GET", "http://"+p.address+"/lock/l", "")
 	}
 	const waiters, renewals = 5_000, 3
 	var queuedUp sync.WaitGroup
 	for i := range waiters {
 		queuedUp.Add(1)
-		conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+		conn, err := net.Dial("tcp", p.address)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -376,11 +376,11 @@ func BenchmarkMemory(b *testing.B) {
 	queuedUp.Wait()
 	time.Sleep(time.Second)
 	b.ReportMetric(idle, "idle-MiB")
-	b.ReportMetric(residentMiB(b, p), "waiting-MiB")
+	b.ReportMetric(residentMiB(b, p.cmd.Process.Pid), "waiting-MiB")
 }
 
-func residentMiB(b testing.TB, p *process) float64 {
-	for line := range strings.Lines(read(b, fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))) {
+func residentMiB(b testing.TB, pid int) float64 {
+	for line := range strings.Lines(read(b, fmt.Sprintf("/proc/%d/status", pid))) {
 		if f := strings.Fields(line); f[0] == "VmRSS:" {
 			kib, err := strconv.Atoi(f[1])
 			if err != nil {

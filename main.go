@@ -40,9 +40,7 @@ func main() {
 	// A log nobody reads any more (SIGPIPE) and a file size limit (SIGXFSZ)
 	// would otherwise end the process; as write errors they are handled.
 	signal.Ignore(syscall.SIGPIPE, syscall.SIGXFSZ)
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50) // thousands of waiting connections cost more memory than collecting it costs time
-	}
+	tune()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	log := resource.NewLines(os.Stderr)
@@ -56,6 +54,19 @@ func main() {
 	}
 	log.Close()
 	os.Exit(status)
+}
+
+// tune sets what Go's runtime does by default, unless the environment says
+// otherwise, to what a lock server needs.
+func tune() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // thousands of waiting connections cost more memory than collecting it costs time
+	}
+	if os.Getenv("GOMAXPROCS") == "" {
+		// The writer comes back from the disk several times in a commit. It
+		// must not queue for a processor then, behind those whom it is to answer.
+		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 2)
+	}
 }
 
 // run serves until ctx is done. A *configError lists everything that is wrong

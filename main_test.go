@@ -9,7 +9,7 @@ import (
 )
 
 // TestMain lets the test binary be the locker, for tests that start, kill and
-// limit a process.
+// limit a process. Tests and benchmarks in this one run tuned as it does.
 func TestMain(m *testing.M) {
 	if os.Getenv("LOCKER_TEST_MAIN") != "" {
 		limitTo(syscall.RLIMIT_FSIZE, os.Getenv("LOCKER_TEST_FSIZE"))
@@ -17,6 +17,7 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
+	tune()
 	os.Exit(m.Run())
 }
 
