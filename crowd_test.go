@@ -1,0 +1,356 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cloudfoundry-community/locker/resource"
+)
+
+// crowd is many clients of one locker that take, wait, time out, disconnect,
+// come back and release at random, and write down what they asked and were
+// answered.
+type crowd struct {
+	t        testing.TB
+	http     *http.Client
+	url      atomic.Value // a string: where the locker is now
+	start    time.Time
+	locks    int
+	seed     uint64
+	visitors []*visitor
+}
+
+// visitor is one of them.
+type visitor struct {
+	*crowd
+	n       int
+	random  *rand.Rand
+	rounds  int
+	told    []asked
+	doubts  []asked // last releases of claims that a request without an answer may make again
+	settled int     // of them
+	cuts    int     // requests it gave up
+}
+
+const locksPerCrowd, visitorsPerCrowd = 20, 200
+
+func newCrowd(t testing.TB, url string) *crowd {
+	c := &crowd{t: t, start: time.Now(), locks: locksPerCrowd, seed: rand.Uint64()}
+	c.http = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: visitorsPerCrowd}}
+	c.url.Store(url)
+	for range visitorsPerCrowd {
+		c.visitor()
+	}
+	t.Cleanup(c.http.CloseIdleConnections)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log("seed", c.seed)
+		}
+	})
+	return c
+}
+
+// visitor adds a visitor.
+func (c *crowd) visitor() *visitor {
+	n := len(c.visitors)
+	v := &visitor{crowd: c, n: n, random: rand.New(rand.NewPCG(c.seed, uint64(n)))}
+	c.visitors = append(c.visitors, v)
+	return v
+}
+
+// begin lets all visitors loose until stop, which returns when each has ended
+// its round.
+func (c *crowd) begin() (stop func()) {
+	ctx, cancel := context.WithCancel(c.t.Context())
+	var all sync.WaitGroup
+	for _, v := range c.visitors {
+		all.Go(func() {
+			for ctx.Err() == nil {
+				v.round()
+			}
+		})
+	}
+	return func() {
+		cancel()
+		all.Wait()
+	}
+}
+
+// clear releases what late requests may have taken until every lock is free.
+func (c *crowd) clear() {
+	c.t.Helper()
+	last := c.visitor()
+	eventually(c.t, "no holders and no waiters", func() bool {
+		locks := last.list()
+		free := len(locks) > 0
+		for name, l := range locks {
+			if len(l.Holders)+len(l.Waiters) > 0 {
+				free = false
+				last.releaseDoubts(name)
+			}
+		}
+		return free
+	})
+}
+
+func (v *visitor) releaseDoubts(lock string) {
+	for _, other := range v.visitors {
+		for _, d := range other.doubts {
+			if d.lock == lock {
+				v.ask(v.t.Context(), d, 0)
+			}
+		}
+	}
+}
+
+// history returns what all visitors were told.
+func (c *crowd) history(deaths []time.Duration) *history {
+	h := &history{deaths: deaths}
+	for _, v := range c.visitors {
+		h.asked = append(h.asked, v.told...)
+	}
+	return h
+}
+
+// count returns how many answers of that verdict there were.
+func (h *history) count(is verdict) int {
+	n := 0
+	for _, a := range h.asked {
+		if a.verdict == is {
+			n++
+		}
+	}
+	return n
+}
+
+// in100 reports true that many times of a hundred.
+func (v *visitor) in100(times int) bool { return v.random.IntN(100) < times }
+
+func (v *visitor) between(least, most time.Duration) time.Duration {
+	return least + time.Duration(v.random.Int64N(int64(most-least)))
+}
+
+func (v *visitor) pause(least, most time.Duration) { time.Sleep(v.between(least, most)) }
+
+// round is one claim, from its first request to its last.
+func (v *visitor) round() {
+	v.settle()
+	v.rounds++
+	claim := v.claim()
+	from := len(v.told)
+	holds := v.take(claim)
+	if holds {
+		v.hold(claim)
+	}
+	claim.what, claim.own = "release", claim.ID != "" && (!holds || v.in100(40))
+	v.release(claim)
+	claim.sent = time.Since(v.start)
+	if slices.ContainsFunc(v.told[from:], func(a asked) bool { return a.what == "take" && a.verdict == "" }) {
+		v.doubts = append(v.doubts, claim)
+	}
+}
+
+// settle releases once more what a request that was given up may have taken
+// after it was released: the others would wait for it for ever.
+func (v *visitor) settle() {
+	for v.settled < len(v.doubts) && time.Since(v.start)-v.doubts[v.settled].sent > time.Second {
+		v.release(v.doubts[v.settled])
+		v.settled++
+	}
+}
+
+// claim returns a new one. Some are exclusive and some share a key; a name that
+// others have as well goes with an id. Without an id, the key or the name is
+// used by nobody else, so that it is safe to release it until there is an answer.
+func (v *visitor) claim() asked {
+	unique := fmt.Sprintf("%d-%d", v.n, v.rounds)
+	a := asked{what: "take", lock: fmt.Sprintf("l%d", v.random.IntN(v.locks))}
+	switch kind := v.random.IntN(10); {
+	case kind < 5:
+		a.identity = identity{"k" + unique, "job", unique}
+	case kind < 8:
+		a.identity = identity{"shared", fmt.Sprintf("s%d", v.random.IntN(4)), unique}
+	case kind < 9:
+		a.identity = identity{Key: "k" + unique, LockedBy: "job"}
+	default:
+		a.identity = identity{Key: "shared", LockedBy: "n" + unique}
+	}
+	return a
+}
+
+// take asks for the lock until it is granted or the visitor has had enough.
+func (v *visitor) take(claim asked) bool {
+	tries := 1 + v.random.IntN(12)
+	if claim.ID == "" {
+		tries = 1 // each would be a claim of its own
+	}
+	for range tries {
+		wait := time.Duration(0)
+		if v.in100(85) {
+			wait = v.between(10*time.Millisecond, 600*time.Millisecond)
+		}
+		got := v.askOrCut(claim, wait, 20)
+		switch got.verdict {
+		case granted, repeated:
+			return true
+		case queued:
+			v.lookAtTimes(claim.lock)
+		}
+		v.pause(time.Millisecond, 40*time.Millisecond)
+	}
+	return false
+}
+
+// hold keeps the lock for a moment, sometimes a long one.
+func (v *visitor) hold(claim asked) {
+	v.pause(0, 5*time.Millisecond)
+	if v.in100(5) {
+		v.pause(100*time.Millisecond, 600*time.Millisecond)
+	}
+	if claim.ID != "" && v.in100(40) {
+		v.askOrCut(claim, 0, 10)
+	}
+	v.lookAtTimes(claim.lock)
+}
+
+func (v *visitor) lookAtTimes(lock string) {
+	if v.in100(15) {
+		v.ask(v.t.Context(), asked{what: "look", lock: lock}, 0)
+	}
+}
+
+// release asks until there is an answer, and sometimes again.
+func (v *visitor) release(claim asked) {
+	for v.askOrCut(claim, 0, 10).verdict == "" && v.t.Context().Err() == nil {
+		v.pause(time.Millisecond, 40*time.Millisecond)
+	}
+	if claim.ID != "" && v.in100(20) {
+		v.askOrCut(claim, 0, 10)
+	}
+}
+
+// askOrCut is ask, but that many times of a hundred the connection is dropped
+// when it took too long.
+func (v *visitor) askOrCut(a asked, wait time.Duration, cuts int) asked {
+	ctx := v.t.Context()
+	if v.in100(cuts) {
+		cut, cancel := context.WithTimeout(ctx, v.between(0, 50*time.Millisecond))
+		defer cancel()
+		a := v.ask(cut, a, wait)
+		if a.verdict == "" && cut.Err() != nil {
+			v.cuts++
+		}
+		return a
+	}
+	return v.ask(ctx, a, wait)
+}
+
+// ask sends a request and writes down what came of it.
+func (v *visitor) ask(ctx context.Context, a asked, wait time.Duration) asked {
+	method, body := "GET", []byte(nil)
+	switch a.what {
+	case "take":
+		method = "PUT"
+		body = encode(resource.Take{Key: a.Key, LockedBy: a.LockedBy, ID: a.ID, Wait: resource.Duration(wait)})
+	case "release":
+		method = "DELETE"
+		body = encode(resource.Release{Key: a.Key, LockedBy: a.LockedBy, ID: a.ID, Own: a.own})
+	}
+	url := v.url.Load().(string) + "/lock/" + a.lock
+	a.sent = time.Since(v.start)
+	status, data := sendBy(ctx, v.http, method, url, string(body))
+	a.ended = time.Since(v.start)
+	if err := a.read(status, data); err != nil {
+		v.t.Errorf("%s %s %s: %d %s: %v", method, url, body, status, data, err)
+	}
+	v.told = append(v.told, a)
+	return a
+}
+
+// list shows all locks, as many answers.
+func (v *visitor) list() map[string]resource.Lock {
+	sent := time.Since(v.start)
+	status, data := sendBy(v.t.Context(), v.http, "GET", v.url.Load().(string)+"/locks", "")
+	ended := time.Since(v.start)
+	locks := map[string]resource.Lock{}
+	if err := json.Unmarshal(data, &locks); err != nil || status != http.StatusOK {
+		v.t.Fatalf("list: %d %s %v", status, data, err)
+	}
+	for name, l := range locks {
+		v.told = append(v.told, asked{lock: name, what: "look", sent: sent, ended: ended, verdict: looked, shown: viewOf(&l, true)})
+	}
+	return locks
+}
+
+// read reads an answer. An error says that it is none that a locker should give
+// here.
+func (a *asked) read(status int, data []byte) error {
+	var answer struct {
+		resource.Answer
+		Position int    `json:"position"`
+		Error    string `json:"error"`
+	}
+	into := any(&answer)
+	if a.what == "look" {
+		into = &answer.Lock
+	}
+	switch status {
+	case 0, http.StatusServiceUnavailable:
+		return nil
+	case http.StatusOK, http.StatusLocked:
+	default:
+		return fmt.Errorf("unexpected")
+	}
+	if err := json.NewDecoder(bytes.NewReader(data)).Decode(into); err != nil {
+		return err
+	}
+	a.token, a.position = answer.Token, answer.Position
+	a.shown = viewOf(&answer.Lock, a.what == "look")
+	a.verdict = a.judge(status, &answer.Answer)
+	return nil
+}
+
+func (a *asked) judge(status int, answer *resource.Answer) verdict {
+	switch {
+	case a.what == "look":
+		return looked
+	case a.position > 0:
+		return queued
+	case status == http.StatusLocked:
+		return refused
+	case a.what == "take" && answer.Repeat:
+		return repeated
+	case a.what == "take":
+		return granted
+	case strings.HasPrefix(answer.Response, resource.NothingDone):
+		return nothing
+	case strings.Contains(answer.Response, "is withdrawn"):
+		return withdrew
+	}
+	return released
+}
+
+// viewOf keeps of a lock what the checker looks at; the queue, which is long,
+// only when asked to.
+func viewOf(l *resource.Lock, queue bool) *view {
+	v := &view{key: l.Key, revision: l.Revision}
+	for _, h := range l.Holders {
+		v.holders = append(v.holders, held{h.LockedBy, h.Token})
+	}
+	for _, w := range l.Waiters {
+		if queue {
+			v.waiters = append(v.waiters, identity{Key: w.Key, LockedBy: w.LockedBy})
+		}
+	}
+	return v
+}
