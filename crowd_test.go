@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -90,17 +91,24 @@ func (c *crowd) begin() (stop func()) {
 func (c *crowd) clear() {
 	c.t.Helper()
 	last := c.visitor()
-	eventually(c.t, "no holders and no waiters", func() bool {
-		locks := last.list()
-		free := len(locks) > 0
-		for name, l := range locks {
-			if len(l.Holders)+len(l.Waiters) > 0 {
-				free = false
-				last.releaseDoubts(name)
-			}
+	busy := last.clear()
+	for late := time.Now().Add(patience); len(busy) > 0; busy = last.clear() {
+		if time.Now().After(late) {
+			c.t.Errorf("not free when everything is released: %+v", busy)
+			return
 		}
-		return free
-	})
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// clear returns the locks that were not free, and does what it can.
+func (v *visitor) clear() map[string]resource.Lock {
+	busy := v.list()
+	maps.DeleteFunc(busy, func(_ string, l resource.Lock) bool { return len(l.Holders)+len(l.Waiters) == 0 })
+	for name := range busy {
+		v.releaseDoubts(name)
+	}
+	return busy
 }
 
 func (v *visitor) releaseDoubts(lock string) {
