@@ -302,7 +302,7 @@ func apiOf(t testing.TB, s *state) *api {
 // has.
 func serveState(t testing.TB, s *state, steps steps, log *slog.Logger) *api {
 	t.Helper()
-	st, loaded, err := openStore(filepath.Join(t.TempDir(), "locker.json"), steps, time.Now())
+	st, loaded, err := openState(filepath.Join(t.TempDir(), "locker.json"), steps, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,7 @@ import (
 // served is a locker on a real port, with its state on a real disk.
 func served(b testing.TB) (url string, c *committer) {
 	b.Helper()
-	st, s, err := openStore(filepath.Join(b.TempDir(), "locker.json"), realSteps(), time.Now())
+	st, s, err := openState(filepath.Join(b.TempDir(), "locker.json"), realSteps(), time.Now())
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -322,7 +322,7 @@ func BenchmarkStart(b *testing.B) {
 			b.Fatal("not valid", err)
 		}
 	}}, &side{name: "locker", ops: 1, run: func() {
-		st, s, err := openStore(path, realSteps(), time.Now())
+		st, s, err := openState(path, realSteps(), time.Now())
 		if err != nil {
 			b.Fatal(err)
 		}

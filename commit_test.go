@@ -298,7 +298,7 @@ func TestPlacesCountFromListening(t *testing.T) {
 		r.want(<-r.take(t.Context(), "k a", 0), granted)
 		r.take(t.Context(), "other b 1", time.Minute)
 		r.stop()
-		st, s, err := openStore(r.path, realSteps(), time.Now())
+		st, s, err := openState(r.path, realSteps(), time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}

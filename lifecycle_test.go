@@ -192,11 +192,15 @@ func TestPortInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	writeFile(t, state, originalFile)
 	err = runAgainst(t, l.Addr().String(), state)
 	for _, want := range []string{l.Addr().String(), "address already in use", "set LISTEN or PORT to an address that is free"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %q", err, want)
 		}
+	}
+	if read(t, state) != originalFile {
+		t.Error("the original's file, which may still be in use, was replaced")
 	}
 	startServer(t, map[string]string{"LOCKER_CONFIG": state}) // the state is not left locked
 }
@@ -300,7 +304,7 @@ func TestKeepAliveProbes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	raw, err := conn.(*limitedConn).TCPConn.SyscallConn()
+	raw, err := conn.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,9 +17,9 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/cloudfoundry-community/locker/resource"
 )
@@ -31,9 +31,6 @@ const (
 	idleTime     = 3 * time.Minute // above the 90 s after which Go's clients let go themselves
 	stopTime     = 4 * time.Second // for answers to be written at the end; the promise is 5 s in all
 	maxHeader    = 16 << 10        // bytes; a browser's cookies for a shared host fit
-	probeTime    = 5 * time.Second // between keep-alive probes
-	probes       = 3               // unanswered, before a connection is given up
-	spareFiles   = 32              // file descriptors that connections leave for everything else
 )
 
 func main() {
@@ -78,22 +75,27 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if err != nil || cfg.done {
 		return err
 	}
-	st, s, err := openStore(cfg.state, realSteps(), time.Now().UTC().Truncate(time.Second))
+	st, err := openStore(cfg.state, realSteps())
 	if err != nil {
 		return err
 	}
 	defer st.close()
+	listener, err := listen(ctx, cfg.listen) // before anything is imported: the original locker may still run
+	if ctx.Err() != nil && err != nil {
+		return nil // stopped before it was started
+	}
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	s, err := st.load(time.Now().UTC().Truncate(time.Second))
+	if err != nil {
+		return err
+	}
 	if st.imported {
 		log.Info("the original locker's state is imported", "kept", st.path+".v1")
 	}
 	c, err := newCommitter(st, s, log, time.Now)
-	if err != nil {
-		return err
-	}
-	listener, err := listen(ctx, cfg.listen)
-	if ctx.Err() != nil && err != nil {
-		return nil // stopped before it was started
-	}
 	if err != nil {
 		return err
 	}
@@ -113,8 +115,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 func serve(ctx context.Context, listener net.Listener, cfg *config, c *committer, log *slog.Logger) error {
 	a := newAPI(c, cfg.credentials, log)
 	srv := newServer(a, log)
-	silent := &silentConns{conns: map[net.Conn]bool{}}
-	srv.ConnState = silent.track
+	conns := &conns{quiet: map[net.Conn]silence{}, log: log}
+	srv.ConnState = conns.track
+	listener = newLimited(listener, maxConns(), conns.makeRoom)
 	written, served := make(chan error, 1), make(chan error, 1)
 	go func() { written <- c.run() }()
 	if cfg.certificate == nil {
@@ -136,7 +139,7 @@ func serve(ctx context.Context, listener net.Listener, cfg *config, c *committer
 	}
 	listener.Close() // before anyone is told to try again
 	c.drain()
-	silent.close()
+	conns.closeNew()
 	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 	defer cancel()
 	if srv.Shutdown(stopping) != nil {
@@ -145,32 +148,6 @@ func serve(ctx context.Context, listener net.Listener, cfg *config, c *committer
 	a.wait() // what could not be delivered is given back first
 	c.close()
 	return errors.Join(err, <-written)
-}
-
-// silentConns are the connections on which nothing has been sent yet: browsers
-// open some in advance, and http.Server.Shutdown would wait 5 s for them. Safe
-// for concurrent use.
-type silentConns struct {
-	mu    sync.Mutex
-	conns map[net.Conn]bool
-}
-
-func (s *silentConns) track(conn net.Conn, state http.ConnState) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if state == http.StateNew {
-		s.conns[conn] = true
-	} else {
-		delete(s.conns, conn)
-	}
-}
-
-func (s *silentConns) close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for conn := range s.conns {
-		conn.Close()
-	}
 }
 
 func newServer(a *api, log *slog.Logger) *http.Server {
@@ -185,65 +162,6 @@ func newServer(a *api, log *slog.Logger) *http.Server {
 		MaxHeaderBytes:               maxHeader,
 		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
-}
-
-func listen(ctx context.Context, address string) (net.Listener, error) {
-	lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: probeTime, Interval: probeTime, Count: probes}}
-	l, err := lc.Listen(ctx, "tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("%w: set LISTEN or PORT to an address that is free on this machine", err)
-	}
-	var files syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
-		return nil, fmt.Errorf("find limit of open files: %w", err)
-	}
-	return newLimited(l, int(min(files.Cur, 1<<20))-spareFiles), nil
-}
-
-// limited is a TCP listener that has at most a number of connections open, so that
-// clients cannot use up the file descriptors that a save needs. Others wait
-// until one is closed.
-type limited struct {
-	net.Listener
-	open    chan struct{}
-	closing chan struct{}
-	close   func()
-}
-
-func newLimited(l net.Listener, most int) *limited {
-	closing := make(chan struct{})
-	return &limited{l, make(chan struct{}, max(most, 1)), closing, sync.OnceFunc(func() { close(closing) })}
-}
-
-func (l *limited) Accept() (net.Conn, error) {
-	select {
-	case l.open <- struct{}{}:
-	case <-l.closing:
-		return nil, net.ErrClosed
-	}
-	conn, err := l.Listener.Accept()
-	if err != nil {
-		<-l.open
-		return nil, err
-	}
-	return &limitedConn{conn.(*net.TCPConn), sync.OnceFunc(func() { <-l.open })}, nil
-}
-
-func (l *limited) Close() error {
-	l.close()
-	return l.Listener.Close()
-}
-
-// limitedConn makes room for another connection when it is closed. net/http
-// knows how to half-close what is a TCPConn.
-type limitedConn struct {
-	*net.TCPConn
-	leave func()
-}
-
-func (c *limitedConn) Close() error {
-	defer c.leave()
-	return c.TCPConn.Close()
 }
 
 // config is what section "Configure" of the README describes, checked.
@@ -316,6 +234,11 @@ func (cfg *config) secure(user, pass, certFile, keyFile string, log *slog.Logger
 			problems = append(problems, fmt.Errorf("%s is set but %s is not: set both, or neither", pair[2], pair[0]))
 		}
 	}
+	for _, v := range [][2]string{{"AUTH_USER", user}, {"AUTH_PASS", pass}} {
+		if strings.ContainsFunc(v[1], unicode.IsControl) {
+			problems = append(problems, fmt.Errorf("%s has a control character, maybe a line's end from a file: basic authentication cannot carry one, take it out", v[0]))
+		}
+	}
 	if name, _, colon := strings.Cut(user, ":"); colon { // what follows may be the password
 		problems = append(problems, fmt.Errorf("AUTH_USER is \"%s:…\": basic authentication cannot carry a colon in a user's name, choose one without", name))
 	}
@@ -370,6 +293,10 @@ func checkStateFile(path string) error {
 	info, err := os.Stat(path)
 	if err == nil && !info.Mode().IsRegular() {
 		return fmt.Errorf("LOCKER_CONFIG is %q: that is no file: %s", path, mend)
+	}
+	const read = 4
+	if accessErr := syscall.Access(path, read); err == nil && accessErr != nil {
+		return fmt.Errorf("LOCKER_CONFIG is %q: %w: give the file to the user that the locker runs as (chown)", path, accessErr)
 	}
 	if _, linkErr := os.Readlink(path); linkErr == nil && err != nil {
 		return fmt.Errorf("LOCKER_CONFIG is %q: a link to a file that is not there: %w: mount its disk, or %s", path, err, mend)

@@ -23,7 +23,7 @@ const stateVersion = 2
 // million changes a second do not get there in 285 years.
 const maxRevision = 1 << 53
 
-// store is the state file. After open it is owned by the writer.
+// store is the state file. Once it is loaded it is owned by the writer.
 type store struct {
 	path     string
 	guard    *os.File // FILE.lock, locked as long as the process lives
@@ -59,31 +59,21 @@ func realSteps() steps {
 // whether it happened.
 var errUnknown = errors.New("it is not known whether this was saved, the next start reads what is there")
 
-// openStore opens the state file at path for this process alone and reads it;
-// a file that does not exist is no lock held. A file of the original locker is
-// kept as path.v1. Nothing is touched before the process has path.lock.
-//
-// What was read is on disk when openStore returns, even if the process that
-// wrote it died between its rename and its fsync.
-func openStore(path string, steps steps, now time.Time) (*store, *state, error) {
+// openStore makes the state file at path this process's alone. Nothing else is
+// touched before load.
+func openStore(path string, steps steps) (*store, error) {
 	path, err := filepath.Abs(path) // so that errors and the log name it in full
 	if err != nil {
-		return nil, nil, fmt.Errorf("find state file: %w", err)
+		return nil, fmt.Errorf("find state file: %w", err)
 	}
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target // a rename would replace the link, not the file
 	}
 	guard, err := flock(path)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	st := &store{path: path, guard: guard, steps: steps}
-	s, err := st.load(now)
-	if err != nil {
-		guard.Close()
-		return nil, nil, err
-	}
-	return st, s, nil
+	return &store{path: path, guard: guard, steps: steps}, nil
 }
 
 // close lets another process have the state file.
@@ -103,6 +93,10 @@ func flock(path string) (*os.File, error) {
 	return f, nil
 }
 
+// load reads the state file; one that does not exist is no lock held. A file of
+// the original locker is kept as FILE.v1, and who has a lock there has it since
+// now. What was read is on disk when load returns, even if the process that
+// wrote it died between its rename and its fsync.
 func (st *store) load(now time.Time) (*state, error) {
 	if err := st.removeStale(); err != nil {
 		return nil, err
@@ -338,35 +332,23 @@ func decodeMembers(members map[string]member) (*state, error) {
 	if err := json.Unmarshal(members["version"].value, &number); err != nil || number != stateVersion {
 		return nil, fmt.Errorf("it is of version %s, and this locker reads %d (at byte %d)", members["version"].value, stateVersion, members["version"].offset)
 	}
+	for _, name := range slices.Sorted(maps.Keys(members)) {
+		if !slices.Contains([]string{"version", "revision", "locks"}, name) {
+			return nil, fmt.Errorf("%q at byte %d: it must have version, revision and locks, and nothing else", name, members[name].offset)
+		}
+	}
+	if len(members) < 3 {
+		return nil, errors.New("it must have version, revision and locks")
+	}
 	s := &state{}
-	if len(members) != 3 {
-		return nil, errors.New("it must have version, revision and locks, and nothing else")
+	revision, locks := members["revision"], members["locks"]
+	if err := json.Unmarshal(revision.value, &s.revision); err != nil || s.revision > maxRevision {
+		return nil, fmt.Errorf("\"revision\" at byte %d: %s is no number up to %d", revision.offset, revision.value, uint64(maxRevision))
 	}
-	for name, m := range members {
-		var err error
-		switch name {
-		case "version":
-		case "revision":
-			err = json.Unmarshal(m.value, &s.revision)
-		case "locks":
-			err = s.decodeLocks(m)
-		default:
-			err = errors.New("it is not known to this locker")
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%q at byte %d: %w", name, m.offset, err)
-		}
-	}
-	if s.revision > maxRevision {
-		return nil, fmt.Errorf("its revision %d is beyond %d", s.revision, uint64(maxRevision))
+	if err := s.decodeLocks(locks); err != nil {
+		return nil, fmt.Errorf("\"locks\" at byte %d: %w", locks.offset, err)
 	}
 	slices.SortFunc(s.locks, func(a, b *lock) int { return strings.Compare(a.name, b.name) })
-	for _, l := range s.locks {
-		if err := l.check(s.revision); err != nil {
-			return nil, fmt.Errorf("lock %q: %w", l.name, err)
-		}
-		s.claims += len(l.Holders) + len(l.Waiters)
-	}
 	return s, nil
 }
 
@@ -375,9 +357,14 @@ func (s *state) decodeLocks(m member) error {
 		l := newLock(name)
 		dec := json.NewDecoder(bytes.NewReader(value))
 		dec.DisallowUnknownFields()
-		if err := dec.Decode(l); err != nil {
+		err := dec.Decode(l)
+		if err == nil {
+			err = l.check(s.revision)
+		}
+		if err != nil {
 			return fmt.Errorf("lock %q at byte %d: %w", name, m.offset+offset, err)
 		}
+		s.claims += len(l.Holders) + len(l.Waiters)
 		s.locks = append(s.locks, l)
 		return nil
 	})

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 const originalFile = `{
@@ -17,9 +18,23 @@ const originalFile = `{
     "myLock": {"locked_by": {"george": 2, "jane": 0, "ann": 1}, "key": "k"}
 }`
 
+// openState opens and loads a state file.
+func openState(path string, steps steps, now time.Time) (*store, *state, error) {
+	st, err := openStore(path, steps)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := st.load(now)
+	if err != nil {
+		st.close()
+		return nil, nil, err
+	}
+	return st, s, nil
+}
+
 func openAt(t testing.TB, path string) (*store, *state) {
 	t.Helper()
-	st, s, err := openStore(path, realSteps(), noon)
+	st, s, err := openState(path, realSteps(), noon)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +136,7 @@ func TestImport(t *testing.T) {
 	other := filepath.Join(dir, "other.yml")
 	writeFile(t, other, originalFile)
 	writeFile(t, other+".v1", "{}")
-	if _, _, err := openStore(other, realSteps(), noon); err == nil || !strings.Contains(err.Error(), other+".v1") {
+	if _, _, err := openState(other, realSteps(), noon); err == nil || !strings.Contains(err.Error(), other+".v1") {
 		t.Errorf("error %v, want one that names %s.v1", err, other)
 	}
 	if kept := read(t, other+".v1"); kept != "{}" {
@@ -142,7 +157,7 @@ func TestRefusedStateFiles(t *testing.T) {
 		{"unknown member", `{"version": 2, "revision": 9, "extra": 1, "locks": {}}`, "nothing else"},
 		{"no revision", `{"version": 2, "locks": {}}`, "must have version, revision and locks"},
 		{"another member", `{"version": 2, "revision": 9, "lokcs": {}}`, `"lokcs" at byte 39`},
-		{"a revision beyond all use", `{"version": 2, "revision": 18446744073709551615, "locks": {}}`, "beyond"},
+		{"a revision beyond all use", `{"version": 2, "revision": 18446744073709551615, "locks": {}}`, "is no number up to 9007199254740992"},
 		{"negative revision", `{"version": 2, "revision": -1, "locks": {}}`, `"revision" at byte 27`},
 		{"unknown member of a lock", head + `"a": {"kye": "k"}}}`, `"a" at byte 45`},
 		{"one lock twice", head + `"a": {"key": "", "revision": 1}, "a": {"key": "", "revision": 1}}}`, "twice"},
@@ -153,6 +168,8 @@ func TestRefusedStateFiles(t *testing.T) {
 		{"one holder twice", head + `"a": {"key": "k", "revision": 2, "holders": [{"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 1}, {"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 2}]}}}`, "twice"},
 		{"one waiter twice", head + `"a": {"key": "", "revision": 2, "waiters": [{"key": "k", "locked_by": "x", "id": "1", "since": "2026-11-23T10:00:00Z", "revision": 1}, {"key": "k", "locked_by": "x", "id": "1", "since": "2026-11-23T10:00:00Z", "revision": 2}]}}}`, "twice"},
 		{"waiters out of order", head + `"a": {"key": "", "revision": 2, "waiters": [{"key": "k", "locked_by": "x", "since": "2026-11-23T10:00:00Z", "revision": 2}, {"key": "k", "locked_by": "x", "since": "2026-11-23T10:00:00Z", "revision": 1}]}}}`, "order"},
+		{"token 0", head + `"a": {"key": "k", "revision": 1, "holders": [{"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 0}]}}}`, `"a" at byte 45: holder "x"`},
+		{"one token twice", head + `"a": {"key": "k", "revision": 2, "holders": [{"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 2}, {"locked_by": "y", "since": "2026-11-23T10:00:00Z", "token": 2}]}}}`, `holder "y"`},
 		{"a lock beyond the revision", head + `"a": {"key": "", "revision": 10}}}`, "beyond"},
 		{"a token beyond the lock", head + `"a": {"key": "k", "revision": 1, "holders": [{"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 5}]}}}`, "token"},
 		{"the original's, with a word for a count", `{"a": {"key": "k", "locked_by": {"x": "one"}}}`, `"a" at byte 6`},
@@ -161,12 +178,13 @@ func TestRefusedStateFiles(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "locker.json")
 			writeFile(t, path, row.content)
-			_, _, err := openStore(path, realSteps(), noon)
+			_, _, err := openState(path, realSteps(), noon)
 			if err == nil {
 				t.Fatal("accepted")
 			}
-			for _, want := range []string{path, row.want, "restore it from a backup"} {
-				if !strings.Contains(err.Error(), want) {
+			said, ok := strings.CutPrefix(err.Error(), "state file "+path+": ")
+			for _, want := range []string{row.want, "restore it from a backup"} {
+				if !ok || !strings.Contains(said, want) {
 					t.Errorf("error %q, want %q in it", err, want)
 				}
 			}
@@ -184,7 +202,7 @@ func TestUnreadableStateStopsTheStart(t *testing.T) {
 	if err := os.Mkdir(path, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := openStore(path, realSteps(), noon); err == nil {
+	if _, _, err := openState(path, realSteps(), noon); err == nil {
 		t.Error("started with no lock held")
 	}
 }
@@ -201,7 +219,7 @@ func TestWhatWasReadIsSynced(t *testing.T) {
 		synced = append(synced, f.Name())
 		return f.Sync()
 	}
-	st, _, err := openStore(path, steps, noon)
+	st, _, err := openState(path, steps, noon)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +258,7 @@ func TestOneProcessPerStateFile(t *testing.T) {
 	stale := path + ".tmp-1"
 	writeFile(t, stale, "")
 	writeFile(t, path+".v1.tmp-1", "")
-	if _, _, err := openStore(path, realSteps(), noon); err == nil || !strings.Contains(err.Error(), path+".lock") {
+	if _, _, err := openState(path, realSteps(), noon); err == nil || !strings.Contains(err.Error(), path+".lock") {
 		t.Errorf("error %v, want one that names the file that is locked", err)
 	}
 	if _, err := os.Stat(stale); err != nil {

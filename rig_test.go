@@ -28,7 +28,7 @@ type rig struct {
 func newRig(t testing.TB, path string) *rig {
 	t.Helper()
 	r := &rig{t: t, path: path}
-	st, s, err := openStore(path, r.steps(), time.Now())
+	st, s, err := openState(path, r.steps(), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

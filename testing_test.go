@@ -188,7 +188,7 @@ func serveBy(t testing.TB, l net.Listener, cfg *config, log *slog.Logger, wall f
 	quick := realSteps()
 	quick.sync = func(*os.File) error { return nil }
 	quick.syncDir = quick.sync
-	st, s, err := openStore(filepath.Join(t.TempDir(), "locker.json"), quick, time.Now())
+	st, s, err := openState(filepath.Join(t.TempDir(), "locker.json"), quick, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -300,8 +300,11 @@ func (p *patience) after(ctx context.Context, err error) error {
 	if p.hurry != nil && p.hurry.Err() != nil {
 		pause = min(pause, hurriedPause)
 	}
-	if p.budget > 0 && time.Since(p.since)+pause > p.budget {
-		return fmt.Errorf("%w: gave up after %s: check locker_uri, and that the locker runs", err, p.budget)
+	if left := p.budget - time.Since(p.since); p.budget > 0 {
+		if left <= 0 {
+			return fmt.Errorf("%w: gave up after %s: check locker_uri, and that the locker runs", err, p.budget)
+		}
+		pause = min(pause, left)
 	}
 	p.failures++
 	p.say.warn("%s: trying again in %s", err, pause.Round(100*time.Millisecond))

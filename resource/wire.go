@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -217,9 +218,16 @@ func store(value json.RawMessage, field any) error {
 	}
 	err := json.Unmarshal(value, field)
 	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		return fmt.Errorf("a JSON %s is not what belongs here", wrong.Value)
+		return fmt.Errorf("a JSON %s is not what belongs here: %s", wrong.Value, wanted(wrong.Type))
 	}
 	return err
+}
+
+func wanted(t reflect.Type) string {
+	if t.Kind() == reflect.Bool {
+		return "write true or false"
+	}
+	return `write text, in quotes: "…"`
 }
 
 // loneSurrogate reports whether a JSON value escapes half of a surrogate pair
