@@ -135,13 +135,13 @@ func (l *lock) overLimit() string {
 
 // whyNot adds why the lock was refused to a claim whose key would fit.
 func (l *lock) whyNot(who identity) string {
-	switch i := slices.IndexFunc(l.Waiters, func(w waiter) bool { return w.identity != who }); {
+	switch {
 	case l.Key != who.Key:
 		return ""
 	case l.named(who.LockedBy) >= 0:
 		return "; that is the same name, which holds the lock once: it waits for itself, unless it sends the same id"
-	case i >= 0:
-		return fmt.Sprintf("; the key fits, but %s was first in line with the key %s", l.Waiters[i].LockedBy, l.Waiters[i].Key)
+	case len(l.Waiters) > 0 && l.Waiters[0].identity != who:
+		return fmt.Sprintf("; the key fits, but %s was first in line with the key %s", l.Waiters[0].LockedBy, l.Waiters[0].Key)
 	}
 	return ""
 }

@@ -127,11 +127,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) (reply, error) {
 }
 
 func (a *api) route(r *http.Request) (handler, error) {
-	path := pathOf(r)
-	if name, ok := strings.CutPrefix(path, "/lock/"); ok && !strings.Contains(name, "/") {
-		path = "/lock/"
-	}
-	methods, ok := a.routes[path]
+	methods, ok := a.routes[resourceOf(r)]
 	if !ok {
 		return nil, &failure{status: http.StatusNotFound, message: "there is nothing at this path: locks are at /locks and /lock/NAME, a slash in a name is %2F"}
 	}
@@ -145,6 +141,15 @@ func (a *api) route(r *http.Request) (handler, error) {
 		return nil, &failure{status: http.StatusMethodNotAllowed, message: "this path takes " + strings.Join(allow, ", "), allow: strings.Join(append(allow, "HEAD"), ", ")}
 	}
 	return handle, nil
+}
+
+// resourceOf returns the path, or "/lock/" if it is that of any lock.
+func resourceOf(r *http.Request) string {
+	path := pathOf(r)
+	if name, ok := strings.CutPrefix(path, "/lock/"); ok && !strings.Contains(name, "/") {
+		return "/lock/"
+	}
+	return path
 }
 
 // pathOf returns the path as it was sent. EscapedPath is not: of /lock/a%2Fgrün

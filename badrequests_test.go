@@ -237,8 +237,8 @@ func badRequests() []rawRequest {
 		{"parameters after the list", "GET /locks;x=y HTTP/1.1\r\n" + host + "\r\n", notFound, nothing, goesOn},
 		{"fragment after the list", "GET /locks#x HTTP/1.1\r\n" + host + "\r\n", notFound, nothing, goesOn},
 		{"fragment after a name", "GET /lock/held#x HTTP/1.1\r\n" + host + "\r\n", bad, "the lock's name has a #: in a path it is %23", goesOn},
-		{"name of 255 bytes", "GET /lock/" + strings.Repeat("n", maxName) + " HTTP/1.1\r\n" + host + "\r\n", ok, "", goesOn},
-		{"name of 256 bytes", "GET /lock/" + strings.Repeat("n", maxName+1) + " HTTP/1.1\r\n" + host + "\r\n", bad, "the lock's name has 256 bytes: at most 255 are allowed", goesOn},
+		{"name of 255 bytes", "GET /lock/" + strings.Repeat("n", resource.MaxName) + " HTTP/1.1\r\n" + host + "\r\n", ok, "", goesOn},
+		{"name of 256 bytes", "GET /lock/" + strings.Repeat("n", resource.MaxName+1) + " HTTP/1.1\r\n" + host + "\r\n", bad, "the lock's name has 256 bytes: at most 255 are allowed", goesOn},
 		{"name of 10 KB", "GET /lock/" + strings.Repeat("%6e", 3_333) + " HTTP/1.1\r\n" + host + "\r\n", bad, "the lock's name has 3333 bytes: at most 255 are allowed", goesOn},
 
 		// Queries.

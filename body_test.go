@@ -76,10 +76,10 @@ var malformed = []badBody{
 	{"object for a key", `{"key": {"k": 1}}`, "key: a JSON object is not what belongs here"},
 	{"truth for a name", `{"key": "k", "locked_by": true}`, "locked_by: a JSON bool is not what belongs here"},
 	{"null id", `{"key": "k", "id": null}`, "id: null is not a value"},
-	{"long key", `{"key": "` + strings.Repeat("k", maxName+1) + `"}`, "key has 256 bytes: at most 255 are allowed"},
+	{"long key", `{"key": "` + strings.Repeat("k", resource.MaxName+1) + `"}`, "key has 256 bytes: at most 255 are allowed"},
 	{"key of 10 KB", `{"key": "` + strings.Repeat("k", 10_000) + `"}`, "key has 10000 bytes: at most 255 are allowed"},
 	{"long name", `{"key": "k", "lock_by": "` + strings.Repeat("ü", 128) + `"}`, "locked_by has 256 bytes: at most 255 are allowed"},
-	{"long id", `{"key": "k", "id": "` + strings.Repeat("i", maxName+1) + `"}`, "id has 256 bytes: at most 255 are allowed"},
+	{"long id", `{"key": "k", "id": "` + strings.Repeat("i", resource.MaxName+1) + `"}`, "id has 256 bytes: at most 255 are allowed"},
 	{"NUL in a key", `{"key": "a\u0000"}`, "has a control character"},
 	{"line feed in a name", `{"key": "k", "locked_by": "a\nb"}`, "has a control character"},
 	{"DEL in an id", `{"key": "k", "id": "\u007f"}`, "has a control character"},
@@ -123,7 +123,8 @@ var taking = []badBody{
 	{"link without a scheme", `{"key": "k", "link": "//ci.example"}`, "link is not an http or https URL"},
 	{"link without a host", `{"key": "k", "link": "https:///builds"}`, "link is not an http or https URL"},
 	{"link with a line feed", `{"key": "k", "link": "https://ci.example/\n"}`, "link is not an http or https URL"},
-	{"long link", `{"key": "k", "link": "https://ci.example/` + strings.Repeat("a", maxLink) + `"}`, "of at most 2048 bytes"},
+	{"link with credentials", `{"key": "k", "link": "https://u:p@ci.example/"}`, "without credentials"},
+	{"long link", `{"key": "k", "link": "https://ci.example/` + strings.Repeat("a", resource.MaxLink) + `"}`, "of at most 2048 bytes"},
 	{"two problems", `{"key": "k", "ttl": "x", "wiat": "1s"}`, `unknown member "wiat"`},
 	{"two problems, the other", `{"key": "k", "ttl": "x", "wiat": "1s"}`, `ttl: "x" is not a duration`},
 }
@@ -137,8 +138,8 @@ var releasing = []badBody{
 }
 
 func TestDecodeTake(t *testing.T) {
-	long := strings.Repeat("n", maxName)
-	link := "https://ci.example/" + strings.Repeat("a", maxLink-len("https://ci.example/"))
+	long := strings.Repeat("n", resource.MaxName)
+	link := "https://ci.example/" + strings.Repeat("a", resource.MaxLink-len("https://ci.example/"))
 	for _, test := range []struct {
 		name, body string
 		claim      claim
@@ -183,7 +184,7 @@ func FuzzRequestBody(f *testing.F) {
 		c, wait, err := decodeTake(body)
 		if err == nil {
 			wantLawful(t, c.identity, body)
-			if wait < 0 || wait > maxWait || c.TTL != 0 && c.TTL < resource.Duration(time.Second) || len(c.Link) > maxLink {
+			if wait < 0 || wait > maxWait || c.TTL != 0 && c.TTL < resource.Duration(time.Second) || len(c.Link) > resource.MaxLink {
 				t.Errorf("accepted %+v, %v", c, wait)
 			}
 		}
@@ -201,7 +202,7 @@ func wantLawful(t *testing.T, who identity, body []byte) {
 		t.Errorf("accepted %q, which reads %v, %v", body, members, err)
 	}
 	for _, s := range []string{who.Key, who.LockedBy} {
-		if s == "" || len(s) > maxName || !utf8.ValidString(s) {
+		if s == "" || len(s) > resource.MaxName || !utf8.ValidString(s) {
 			t.Errorf("accepted %+v", who)
 		}
 	}

@@ -280,7 +280,7 @@ func (c *committer) expectMore(took time.Duration) {
 func (c *committer) short() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.queue) < c.expect && !c.closed
+	return len(c.queue) < c.expect
 }
 
 func (c *committer) dequeue() (batch []*request, closed bool) {
@@ -340,7 +340,7 @@ func (c *committer) commit(batch []*request) error {
 	c.forgetUnclaimed(gaveBack)
 	c.answered = 0
 	c.tellAll(d, batch, outcomes, now)
-	c.answerOver(over)
+	c.answerOver(over, d)
 	c.expectMore(time.Since(now))
 	logEvents(c.log, d.events)
 	return nil
@@ -463,12 +463,16 @@ func (c *committer) wait(r *request, waiter uint64, now time.Time) bool {
 	return true
 }
 
-// answerOver answers the requests whose wait has ended.
-func (c *committer) answerOver(over map[*request]uint64) {
+// answerOver answers the requests whose wait has ended. Another request of the
+// same claim may have been granted the lock in this very commit: then so are
+// they.
+func (c *committer) answerOver(over map[*request]uint64, d *draft) {
 	for r, waiter := range over {
 		l := c.state().look(r.lock)
 		o := outcome{verdict: refused}
-		if l.position(waiter) > 0 {
+		if moved := d.moved[waiter]; moved.verdict == granted {
+			o = moved
+		} else if l.position(waiter) > 0 {
 			o = outcome{verdict: queued, waiter: waiter}
 		}
 		c.tell(r, answer{outcome: o, lock: l})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -147,6 +148,21 @@ func onlyFiles(t testing.TB, path string) {
 	for _, e := range entries {
 		if name := e.Name(); name != filepath.Base(path) && name != filepath.Base(path)+".lock" {
 			t.Errorf("left behind: %s", name)
+		}
+	}
+}
+
+// What is not saved for want of space is a 507, everything else a 503.
+func TestStatusOfAFault(t *testing.T) {
+	for errno, want := range map[error]int{
+		syscall.ENOSPC: http.StatusInsufficientStorage,
+		syscall.EDQUOT: http.StatusInsufficientStorage,
+		syscall.EFBIG:  http.StatusInsufficientStorage,
+		syscall.EIO:    http.StatusServiceUnavailable,
+		fmt.Errorf("%w: %w", errUnknown, syscall.ENOSPC): http.StatusServiceUnavailable,
+	} {
+		if got := errorReply(http.Header{}, fmt.Errorf("save state: %w", errno)).status; got != want {
+			t.Errorf("%v: %d, want %d", errno, got, want)
 		}
 	}
 }

@@ -106,6 +106,56 @@ func TestTwoRequestsOfOneClaim(t *testing.T) {
 	})
 }
 
+// TestGrantedWhileItsOtherRequestEnds lets the wait of one request end in the
+// very commit that grants the lock to another of the same claim.
+func TestGrantedWhileItsOtherRequestEnds(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.take(t.Context(), "k a", 0), granted)
+		first := r.take(t.Context(), "other b 1", 10*time.Second)
+		second := r.take(t.Context(), "other b 1", 20*time.Second)
+		time.Sleep(9 * time.Second)
+		r.setFault(func(step string, do func() error) error {
+			if step == "fsync file" {
+				time.Sleep(2 * time.Second)
+			}
+			return do()
+		})
+		go r.ask(t.Context(), of("waits c 2"), time.Minute) // a commit that takes from 9 s to 11 s
+		synctest.Wait()
+		go r.release("k a")
+		one, two := r.want(<-first, granted), r.want(<-second, granted)
+		if one.token != two.token {
+			t.Errorf("tokens %d and %d, want the same", one.token, two.token)
+		}
+	})
+}
+
+// TestAskedWithoutWaitBesideOneThatWaits has a claim's waiting request, one of
+// it that does not wait, and the release that makes room, in one commit: the
+// waiting one is granted the lock.
+func TestAskedWithoutWaitBesideOneThatWaits(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.take(t.Context(), "k a", 0), granted)
+		disk := make(chan struct{})
+		r.setFault(func(step string, do func() error) error {
+			if step == "fsync file" {
+				<-disk
+			}
+			return do()
+		})
+		r.take(t.Context(), "k c", 0) // the others queue behind its commit
+		waits := r.take(t.Context(), "other b 1", time.Minute)
+		asks := r.take(t.Context(), "other b 1", 0)
+		go r.release("k a")
+		go r.release("k c")
+		synctest.Wait()
+		close(disk)
+		r.want(<-waits, granted)
+		<-asks
+		r.wantState("other:b", "")
+	})
+}
+
 func TestWithdrawnWhileItWaits(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.want(<-r.take(t.Context(), "k a", 0), granted)

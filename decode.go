@@ -19,8 +19,6 @@ import (
 // This file reads what clients say: names, queries, bodies and conditions. It is
 // strict: what would otherwise silently not count is refused.
 
-const maxLink = 2_048 // bytes
-
 // noIfMatch refuses a condition that would otherwise silently not be met.
 func noIfMatch(r *http.Request) error {
 	if len(r.Header.Values("If-Match")) > 0 {
@@ -75,7 +73,7 @@ func decodeTake(body []byte) (c claim, wait time.Duration, err error) {
 			err = errors.Join(err, errors.New("ttl is less than 1s: leave it out for a hold that does not expire"))
 		}
 	}
-	return c, min(time.Duration(asked), maxWait), errors.Join(err, checkLink(c.Link))
+	return c, min(time.Duration(asked), maxWait), errors.Join(err, resource.CheckLink(c.Link))
 }
 
 func decodeRelease(body []byte) (identity, bool, error) {
@@ -154,17 +152,6 @@ func (a *asker) name() (string, error) {
 		name = *alias
 	}
 	return name, nil
-}
-
-func checkLink(link string) error {
-	if link == "" {
-		return nil
-	}
-	u, err := url.Parse(link)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || len(link) > maxLink {
-		return fmt.Errorf("link is not an http or https URL of at most %d bytes, without credentials", maxLink)
-	}
-	return nil
 }
 
 func etag(revision uint64) string { return fmt.Sprintf(`"%d"`, revision) }

@@ -140,14 +140,14 @@ func TestGrantNotTaken(t *testing.T) {
 	})
 }
 
-// No deadline of a request cuts the wait that it asks for, nor one of the
+// No deadline of a request cuts the wait that it asks for, which is a minute at most, nor one of the
 // request before it on the same connection.
 func TestLongWaits(t *testing.T) {
 	for name, request := range map[string]string{
-		"take": "PUT /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: 31\r\n\r\n" + `{"key": "other", "wait": "60s"}`,
+		"take": "PUT /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: 31\r\n\r\n" + `{"key": "other", "wait": "90s"}`,
 		"take that asks first": "PUT /lock/a HTTP/1.1\r\nHost: locker\r\nExpect: 100-continue\r\nContent-Length: 31\r\n\r\n" +
-			`{"key": "other", "wait": "60s"}`,
-		"list": "GET /locks?wait=60s HTTP/1.1\r\nHost: locker\r\nIf-None-Match: \"1\"\r\n\r\n",
+			`{"key": "other", "wait": "90s"}`,
+		"list": "GET /locks?wait=90s HTTP/1.1\r\nHost: locker\r\nIf-None-Match: \"1\"\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

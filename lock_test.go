@@ -383,6 +383,23 @@ func TestLimits(t *testing.T) {
 	b.wantVerdict(b.batch(elsewhere)[0], granted)
 }
 
+// Who is first in line is not told that somebody behind is.
+func TestWhyNot(t *testing.T) {
+	b := newBench(t)
+	b.take(of("k a 1"), false)
+	b.take(of("other b 2"), true)
+	b.take(of("k c 3"), true)
+	for words, want := range map[string]string{"k c 3": "; the key fits, but b was first in line with the key other", "other b 2": "", "k a 4": "; that is the same name, which holds the lock once: it waits for itself, unless it sends the same id"} {
+		if got := b.s.look("l").whyNot(of(words).identity); got != want {
+			t.Errorf("%s: %q, want %q", words, got, want)
+		}
+	}
+	first := &lock{name: "l", Key: "k", Holders: []holder{{LockedBy: "a"}}, Waiters: []waiter{{claim: of("k b 1")}, {claim: of("other c 2")}}}
+	if got := first.whyNot(of("k b 1").identity); got != "" {
+		t.Errorf("the first in line: %q", got)
+	}
+}
+
 func TestEndedAreAtMostAThousand(t *testing.T) {
 	b := newBench(t)
 	b.take(of("k a"), false)

@@ -34,9 +34,7 @@ const (
 )
 
 func main() {
-	// A log nobody reads any more (SIGPIPE) and a file size limit (SIGXFSZ)
-	// would otherwise end the process; as write errors they are handled.
-	signal.Ignore(syscall.SIGPIPE, syscall.SIGXFSZ)
+	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads any more would end the process
 	tune()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -265,6 +263,8 @@ func (cfg *config) choose(address, port string) error {
 		_, port, err := net.SplitHostPort(address)
 		if _, numErr := strconv.ParseUint(port, 10, 16); err != nil || numErr != nil {
 			problems = append(problems, fmt.Errorf("LISTEN is %q: it must be host:port, such as 127.0.0.1:8910, [::1]:8910 or :8910", address))
+		} else if _, err := net.ResolveTCPAddr("tcp", address); err != nil {
+			problems = append(problems, fmt.Errorf("LISTEN is %q: %w: name an address of this machine", address, err))
 		}
 	case cfg.credentials != nil:
 		cfg.listen = ":" + port

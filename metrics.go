@@ -90,14 +90,11 @@ func (m *metrics) grants(events []event) {
 // operation returns what a request asks for, "other" when that is nothing the
 // locker does.
 func operation(r *http.Request) string {
-	method, path := r.Method, pathOf(r)
+	method := r.Method
 	if method == "HEAD" {
 		method = "GET"
 	}
-	if strings.HasPrefix(path, "/lock/") {
-		path = "/lock/"
-	}
-	switch method + " " + path {
+	switch method + " " + resourceOf(r) {
 	case "PUT /lock/":
 		return "take"
 	case "DELETE /lock/":

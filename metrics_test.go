@@ -114,6 +114,7 @@ func TestMetricsCountOperations(t *testing.T) {
 		{get, "/health", "", nil},                                                         // 200
 		{"BREW", "/lock/pot", "", nil},                                                    // 405
 		{get, "/nowhere/\"\\", "", nil},                                                   // 404
+		{put, "/lock/a/b", jane, nil},                                                     // 404
 		{put, "/lock/d", jane, []string{"Authorization", "Basic x"}},                      // 401
 		{put, "/lock/d", jane, []string{"Sec-Fetch-Site", "cross-site"}},                  // 403
 		{del, "/lock/a", `{"key": "other", "locked_by": "george", "id": "8"}`, nil},       // withdrew
@@ -132,7 +133,7 @@ func TestMetricsCountOperations(t *testing.T) {
 		"take granted": 3, "take repeat": 1, "take refused": 1, "take queued": 2, "take 400": 1, "take 401": 1, "take 403": 1, "take 413": 1,
 		"release wrong_key": 1, "release released": 1, "release free": 1, "release withdrew": 1, "release own": 1, "release no_holder": 1, "release ended": 1,
 		"force changed": 1, "force forced": 1, "force no_holder": 1, "show 200": 1, "list 200": 2, "list 304": 1,
-		"page 200": 1, "health 200": 1, "metrics 200": 1, "other 404": 1, "other 405": 1,
+		"page 200": 1, "health 200": 1, "metrics 200": 1, "other 404": 2, "other 405": 1,
 	} {
 		op, result, _ := strings.Cut(kind, " ")
 		want[fmt.Sprintf(`locker_requests_total{op=%q,result=%q}`, op, result)] = n

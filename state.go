@@ -16,8 +16,6 @@ import (
 
 // This file is what is saved and shown: the locks, and how one is looked up.
 
-const maxName = 255 // bytes of a name, key, locked_by or id
-
 // state is every lock. Once published it is never changed: a draft copies what
 // it changes.
 type state struct {
@@ -167,9 +165,9 @@ func (c identity) check() error {
 func checkName(what, s string) error {
 	switch {
 	case s == "":
-		return fmt.Errorf("%s is empty: it must have 1 to %d bytes", what, maxName)
-	case len(s) > maxName:
-		return fmt.Errorf("%s has %d bytes: at most %d are allowed", what, len(s), maxName)
+		return fmt.Errorf("%s is empty: it must have 1 to %d bytes", what, resource.MaxName)
+	case len(s) > resource.MaxName:
+		return fmt.Errorf("%s has %d bytes: at most %d are allowed", what, len(s), resource.MaxName)
 	case !utf8.ValidString(s):
 		return fmt.Errorf("%s is not valid UTF-8", what)
 	case strings.ContainsFunc(s, unicode.IsControl):

@@ -25,11 +25,7 @@ import (
 //
 // https://concourse-ci.org/implementing-resource-types.html
 
-const (
-	maxRequest = 1 << 20 // bytes on stdin
-	maxName    = 255     // bytes of a lock's name, a key and a locked_by
-	maxLink    = 2_048   // bytes
-)
+const maxRequest = 1 << 20 // bytes on stdin
 
 // program is what one of the three programs is given.
 type program struct {
@@ -208,8 +204,8 @@ func checkName(member string, name text) error {
 	switch {
 	case name == "":
 		return fmt.Errorf("%s is missing: give it a name", member)
-	case len(name) > maxName:
-		return fmt.Errorf("%s has %d bytes: at most %d are allowed", member, len(name), maxName)
+	case len(name) > MaxName:
+		return fmt.Errorf("%s has %d bytes: at most %d are allowed", member, len(name), MaxName)
 	case strings.ContainsFunc(string(name), unicode.IsControl):
 		return fmt.Errorf("%s has a control character, such as a line break: leave it out", member)
 	}
@@ -275,8 +271,11 @@ func buildID(getenv func(string) string) (id string, known bool) {
 // buildLink returns the URL of the build, "" when the environment has none.
 func buildLink(getenv func(string) string) string {
 	for _, link := range []string{getenv("BUILD_URL"), jobBuildLink(getenv), plainBuildLink(getenv)} {
-		u, err := url.Parse(link)
-		if err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && len(link) <= maxLink {
+		if u, err := url.Parse(link); err == nil && u.User != nil {
+			u.User = nil // credentials are nobody's to see
+			link = u.String()
+		}
+		if link != "" && CheckLink(link) == nil {
 			return link
 		}
 	}

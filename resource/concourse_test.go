@@ -146,6 +146,7 @@ func TestBuildLink(t *testing.T) {
 	}{
 		{nil, ""},
 		{job("BUILD_URL", "https://ci.example/b/1"), "https://ci.example/b/1"},
+		{job("BUILD_URL", "https://u:p@ci.example/b/1"), "https://ci.example/b/1"},
 		{job("BUILD_URL", "javascript:alert(1)"), link},
 		{job(), link},
 		{job("BUILD_PIPELINE_INSTANCE_VARS", `{"branch":"feat/x","n":{"a":1}}`), link + "?vars.branch=%22feat%2Fx%22&vars.n=%7B%22a%22%3A1%7D"},

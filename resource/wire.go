@@ -8,11 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"reflect"
 	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
+)
+
+const (
+	MaxName = 255   // bytes of a lock's name, a key, a locked_by and an id
+	MaxLink = 2_048 // bytes
 )
 
 // Lock is a lock as the API shows it. A free lock has no key and no holders;
@@ -96,6 +102,18 @@ func (d *Duration) UnmarshalText(text []byte) error {
 		return fmt.Errorf("%q is negative", text)
 	}
 	*d = Duration(v)
+	return nil
+}
+
+// CheckLink reports why a link is not allowed; none is.
+func CheckLink(link string) error {
+	if link == "" {
+		return nil
+	}
+	u, err := url.Parse(link)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || len(link) > MaxLink {
+		return fmt.Errorf("link is not an http or https URL of at most %d bytes, without credentials", MaxLink)
+	}
 	return nil
 }
 
