@@ -51,6 +51,15 @@ var badHistories = []struct{ name, accused, lines string }{
 		4 death
 		5-6 take k x -: granted 8
 		7-8 take k2 y 3: granted 9`},
+	{"two keys, a lost release that did not happen", "held twice", `
+		0-1 take k x 1: granted 5
+		1-2 release k x 1:
+		5-6 take k2 y 2: granted 6
+		7-8 take k x 1: repeat 5`},
+	{"a token of two claims of one name", "is also that of", `
+		0-1 take k x 1: granted 5
+		1-2 release k x 1: released
+		2-3 take k x 2: granted 5`},
 	{"a token of two claims", "is also that of", `
 		0-1 take k x 1: granted 5
 		1-2 release k x 1: released
@@ -66,6 +75,12 @@ var badHistories = []struct{ name, accused, lines string }{
 		0-1 take k x 1: granted 5
 		1-2 release k x 1: released
 		2-3 take k2 y 2: granted 4`},
+	{"a smaller token of a claim without id that asked before", "tokens:", `
+		0-1 take k x -: granted 4
+		1-2 release k x -: released
+		2-3 take k2 y 2: granted 8
+		3-4 release k2 y 2: released
+		4-5 take k x -: granted 7`},
 	{"a smaller token than one only seen", "tokens:", `
 		0-1 look: shown 5 k x/5
 		2-3 take k2 y 2: granted 4`},
@@ -123,6 +138,9 @@ var badHistories = []struct{ name, accused, lines string }{
 	{"a repeat with another token", "lost:", `
 		0-1 take k x 1: granted 5
 		3-4 take k x 1: granted 7`},
+	{"a repeat of another token", "lost:", `
+		0-1 take k x 1: granted 5
+		3-4 take k x 1: repeat 7`},
 	{"a repeat refused", "lost:", `
 		0-1 take k x 1: granted 5
 		3-4 take k x 1: refused`},
@@ -234,8 +252,8 @@ var goodHistories = []struct{ name, lines string }{
 		7-8 release k3 z 3: released`},
 	{"shown by an earlier one that ran out", `
 		0-1 take k2 y 2:
-		1-2 look: shown 5 then k2/y
-		3-9 take k3 z 3: granted 7
+		3-4 look: shown 5 then k2/y
+		5-9 take k3 z 3: granted 7
 		9-10 release k3 z 3: released
 		16-17 take k2 y 2: granted 9`},
 	{"withdrawn, then taken again", `
@@ -278,6 +296,17 @@ var goodHistories = []struct{ name, lines string }{
 	{"granted and released before it is told", `
 		0-5 take k x 1: granted 5 shown 6
 		1-2 release k x 1: released 6`},
+	{"released before the grant is told, then another's", `
+		0-9 take k2 y 2: granted 4
+		3-4 release-own k2 y 2: released
+		5-6 take k x 1: granted 7`},
+	{"released while somebody looks", `
+		0-1 take k x 1: granted 5
+		2-5 look: shown 6
+		3-4 release k x 1: released`},
+	{"two answers to one waiter at one time", `
+		1-9 take k2 y 2: queued 1
+		2-3 take k2 y 2: queued 2`},
 	{"two revisions at one time", `
 		0-3 look: shown 8
 		1-2 look: shown 9 k x/9

@@ -139,23 +139,23 @@ func mostMiB() float64 {
 // wantWork wants a soak of that length to have come to all that it is for.
 func wantWork(t *testing.T, n tally, length time.Duration) {
 	t.Helper()
-	per10s := int(length / (10 * time.Second))
+	tens := int(length / (10 * time.Second))
 	for _, of := range []struct {
 		what     string
-		n, least int // the least in 10 s
+		n, least int // the least in 10 s, a fifth of what the race detector on a busy machine lets through
 	}{
-		{"restarts", n.restarts, 3},
-		{"holds", n.holds, 200},
-		{"holds found after a restart", n.survived, 3},
-		{"stays in the queue", n.stays, 100},
-		{"stays over a restart", n.resumed, 10},
-		{"waits that timed out", n.queued, 200},
-		{"repeats", n.repeated, 50},
-		{"withdrawals", n.withdrew, 20},
+		{"restarts", n.restarts, 1},
+		{"holds", n.holds, 50},
+		{"holds found after a restart", n.survived, 2},
+		{"stays in the queue", n.stays, 30},
+		{"stays over a restart", n.resumed, 1},
+		{"waits that timed out", n.queued, 100},
+		{"repeats", n.repeated, 20},
+		{"withdrawals", n.withdrew, 10},
 		{"disconnects", n.cut, 100},
 	} {
-		if of.n < of.least*per10s {
-			t.Errorf("only %d %s, want at least %d", of.n, of.what, of.least*per10s)
+		if of.n < of.least*tens {
+			t.Errorf("only %d %s, want at least %d", of.n, of.what, of.least*tens)
 		}
 	}
 }
