@@ -32,6 +32,7 @@ func halves() []string {
 // TestHalfSentRequests leaves 1,000 requests half sent and wants others to be
 // answered.
 func TestHalfSentRequests(t *testing.T) {
+	allowFiles(t, 2*1_000+500)
 	s := startServer(t, withAuth())
 	conns := flood(t, s.address, 1_000)
 	defer closeAll(conns)
@@ -108,7 +109,7 @@ func inUse() int {
 }
 
 // allowFiles lets this process have that many files open.
-func allowFiles(t *testing.T, n uint64) {
+func allowFiles(t testing.TB, n uint64) {
 	t.Helper()
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {

@@ -134,7 +134,7 @@ func (v *vm) job() *exec.Cmd {
 	v.Helper()
 	log, err := os.OpenFile(v.log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
 	v.must(err)
-	defer v.Cleanup(func() { log.Close() })
+	v.Cleanup(func() { log.Close() })
 	cmd := exec.Command(v.program)
 	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = v.env, "/", log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: vcap, Gid: vcap}}

@@ -24,32 +24,37 @@ func TestRelease(t *testing.T) {
 	if os.Getenv("CI") == "" {
 		platforms = slices.Compact([]string{"linux/amd64", "linux/" + runtime.GOARCH})
 	}
-	var sums, commits []string
-	var folder string
-	for _, name := range []string{"one", "another, deeper/two"} {
-		folder = filepath.Join(t.TempDir(), name)
-		commits = append(commits, commitTree(t, folder))
-		sums = append(sums, command(t, folder, ".ci/release", platforms...))
+	one, two := filepath.Join(t.TempDir(), "one"), filepath.Join(t.TempDir(), "another, deeper/two")
+	commit := commitTree(t, one)
+	if again := commitTree(t, two); again != commit {
+		t.Fatalf("the commits are %s and %s", commit, again)
 	}
-	if commits[0] != commits[1] || sums[0] != sums[1] {
-		t.Fatalf("commit %s in one folder:\n%s\ncommit %s in another:\n%s", commits[0], sums[0], commits[1], sums[1])
+	sums := command(t, one, ".ci/release", platforms...)
+	if again := command(t, two, "bash", append([]string{"-c", otherBuilder, "bash"}, platforms...)...); again != sums {
+		t.Fatalf("in one folder\n%sand in another, by somebody else,\n%s", sums, again)
 	}
-	released := filepath.Join(folder, "release")
+	released := filepath.Join(two, "release")
 	command(t, released, "sha256sum", "--check", "SHA256SUMS")
-	for line := range strings.Lines(sums[0]) {
+	for line := range strings.Lines(sums) {
 		name := strings.Fields(line)[1]
 		if platform := strings.Split(strings.TrimPrefix(name, "locker-"), "-"); platform[0] != "resource" {
-			wantBuilt(t, filepath.Join(released, name), platform[0], platform[1], commits[0])
+			wantBuilt(t, filepath.Join(released, name), platform[0], platform[1], commit)
 		}
 	}
-	want := "locker v1.2.3, commit " + commits[0] + ", " + runtime.Version() + "\n"
+	want := "locker v1.2.3, commit " + commit + ", " + runtime.Version() + "\n"
 	if got := command(t, released, "./locker-linux-"+runtime.GOARCH, "-version"); got != want {
 		t.Errorf("-version prints %q, want %q", got, want)
 	}
 	t.Run("image", func(t *testing.T) {
-		testReleasedImage(t, folder)
+		testReleasedImage(t, two)
 	})
 }
+
+// otherBuilder releases with settings that leave no trace.
+const otherBuilder = `umask 077
+mkdir ../tmp && chmod 2770 ../tmp
+export TMPDIR=$PWD/../tmp GOAMD64=v3 GOFLAGS=-tags=x GOFIPS140=latest TAR_OPTIONS=--mtime=now LC_ALL=C.UTF-8
+exec .ci/release "$@"`
 
 // commitTree makes dir a repository that has this tree as its only commit, with
 // the tag v1.2.3, and returns the commit.
@@ -61,11 +66,6 @@ func commitTree(t *testing.T, dir string) string {
 	if err := os.RemoveAll(filepath.Join(dir, ".git")); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"AUTHOR", "COMMITTER"} {
-		t.Setenv("GIT_"+name+"_NAME", "locker")
-		t.Setenv("GIT_"+name+"_EMAIL", "locker@example.com")
-		t.Setenv("GIT_"+name+"_DATE", "2026-11-23T10:00:00Z")
-	}
 	command(t, dir, "git", "init", "--quiet")
 	command(t, dir, "git", "add", "--all")
 	command(t, dir, "git", "commit", "--quiet", "--message", "everything")
@@ -73,10 +73,17 @@ func commitTree(t *testing.T, dir string) string {
 	return strings.TrimSpace(command(t, dir, "git", "rev-parse", "HEAD"))
 }
 
-// command runs a program in dir and returns what it prints.
+// command runs a program in dir and returns what it prints. Git does there what
+// it does for everybody, whatever this user's settings and the repository
+// that this runs for.
 func command(t *testing.T, dir, program string, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "GIT_") })
+	cmd.Env = append(cmd.Env, "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1")
+	for _, who := range []string{"AUTHOR", "COMMITTER"} {
+		cmd.Env = append(cmd.Env, "GIT_"+who+"_NAME=locker", "GIT_"+who+"_EMAIL=locker@example.com", "GIT_"+who+"_DATE=2026-11-23T10:00:00Z")
+	}
 	var said strings.Builder
 	cmd.Dir, cmd.Stderr = dir, &said
 	out, err := cmd.Output()
@@ -114,15 +121,13 @@ func testReleasedImage(t *testing.T, folder string) {
 	if runtime.GOARCH != "amd64" {
 		skip(t, "the README's image is for amd64")
 	}
-	const image = "locker-resource:latest"
-	if _, err := docker(t, nil, "image", "inspect", image); err != nil {
-		t.Cleanup(func() { exec.Command("docker", "rmi", "-f", image).Run() })
-	}
+	const image, pushed = "locker-resource:latest", "registry.example/locker-resource:latest"
+	keepTag(t, image)
+	keepTag(t, pushed)
 	for _, b := range readmeBlocks(t, "release/locker-resource") {
 		pasted := regexp.MustCompile("(?m)^docker push .*$").ReplaceAllString(b.text, "")
 		command(t, folder, "bash", "-euo", "pipefail", "-c", pasted)
 	}
-	t.Cleanup(func() { exec.Command("docker", "rmi", "registry.example/locker-resource").Run() })
 	files := command(t, folder, "tar", "-tzf", "resource-types/locker/rootfs.tgz")
 	for _, file := range imageFiles {
 		if !strings.Contains(files, "."+file+"\n") {
@@ -138,4 +143,15 @@ func testReleasedImage(t *testing.T, folder string) {
 	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "lock_name") {
 		t.Errorf("check of the image: %v, %s", err, out)
 	}
+}
+
+// keepTag gives a tag back to the image that has it now, or to none, in the end.
+func keepTag(t *testing.T, tag string) {
+	old, err := docker(t, nil, "image", "inspect", "--format", "{{.Id}}", tag)
+	t.Cleanup(func() {
+		exec.Command("docker", "rmi", "-f", tag).Run()
+		if err == nil {
+			exec.Command("docker", "tag", strings.TrimSpace(old), tag).Run()
+		}
+	})
 }

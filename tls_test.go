@@ -103,6 +103,7 @@ func TestTLSCiphers(t *testing.T) {
 // TestStalledHandshakes leaves 1,000 handshakes where they stall, and wants
 // others to be served.
 func TestStalledHandshakes(t *testing.T) {
+	allowFiles(t, 2*1_000+500)
 	s, trust := startTLS(t)
 	half := clientHello(t)
 	for i := range 1_000 {

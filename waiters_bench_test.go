@@ -7,7 +7,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -41,10 +40,7 @@ func (q *queue) stand(ctx context.Context, lock, n int) {
 // per second of that file's size; at least 1, since a commit hands several over.
 func BenchmarkManyWaiters(b *testing.B) {
 	const locks, waiters, handOffs, files = 50, 5_000, 500, 11_000
-	var limit syscall.Rlimit
-	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); limit.Cur < files {
-		skip(b, fmt.Sprintf("it takes %d open files, and %d are allowed", files, limit.Cur))
-	}
+	allowFiles(b, files)
 	url, c := served(b)
 	q := &queue{http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: waiters + locks}}, url: url}
 	q.gate.Lock()
