@@ -80,9 +80,9 @@ var runBy = map[string]string{
 	"cp locker.json":              "TestGoRun",
 	"cd ../locker-boshrelease":    "nobody: it needs the BOSH release",
 	"bosh ":                       "nobody: it needs a BOSH director",
-	"useradd ":                    "nobody: it would change this machine",
-	"install ":                    "nobody: it would change this machine",
-	"printf ":                     "nobody: it would change this machine",
+	"useradd ":                    "TestReadmeInstall",
+	"install ":                    "TestReadmeInstall",
+	"printf ":                     "TestReadmeInstall",
 }
 
 // TestReadmeCommandsAreRun wants somebody to run every command that the README
@@ -135,6 +135,36 @@ func TestGoRun(t *testing.T) {
 	command(t, dir, "sh", "-c", readmeBlock(t, "cp locker.json"))
 	if _, _, err := decodeState([]byte(read(t, filepath.Join(dir, "locker.json.backup"))), noon); err != nil {
 		t.Error(err)
+	}
+}
+
+// elsewhere runs a script in which what it writes to the machine's folders goes
+// to a memory file system of its own.
+const elsewhere = `mount -t tmpfs tmpfs "$1"
+for folder in /etc /usr/local/bin; do
+	mkdir -p "$1$folder/upper" "$1$folder/work"
+	mount -t overlay overlay -o "lowerdir=$folder,upperdir=$1$folder/upper,workdir=$1$folder/work" "$folder"
+done
+`
+
+// TestReadmeInstall installs the locker for systemd as the README says, on a
+// machine that forgets it, and starts it as the unit's user.
+func TestReadmeInstall(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	folder(t, filepath.Join(dir, "release"), 0o755)
+	if err := os.Rename(buildPrograms(t).file("locker"), filepath.Join(dir, "release", "locker-linux-amd64")); err != nil {
+		t.Fatal(err)
+	}
+	script := elsewhere + readmeBlock(t, "useradd") + `
+stat -c '%a %U' /etc/locker/env
+. /etc/locker/env && test ${#AUTH_PASS} -ge 32
+setpriv --reuid locker --regid locker --clear-groups /usr/local/bin/locker -version`
+	scratch := filepath.Join(dir, "scratch")
+	folder(t, scratch, 0o755)
+	got := command(t, dir, "unshare", "--mount", "bash", "-euc", script, "bash", scratch)
+	if !strings.HasPrefix(got, "600 root\nlocker ") {
+		t.Errorf("got %s", got)
 	}
 }
 
