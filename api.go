@@ -25,10 +25,11 @@ import (
 // answer.go puts the outcome into words, ServeHTTP writes them.
 
 const (
-	maxBody  = 64 << 10
-	maxWait  = 60 * time.Second
-	bodyTime = 10 * time.Second // for a body to arrive, after its header
-	sendTime = 30 * time.Second // for an answer to be taken, so that a list of 20,000 claims gets through slow links
+	maxBody   = 64 << 10
+	maxWait   = 60 * time.Second
+	listPause = 100 * time.Millisecond // between answers to who follows the list: at once, for people
+	bodyTime  = 10 * time.Second       // for a body to arrive, after its header
+	sendTime  = 30 * time.Second       // for an answer to be taken, so that a list of 20,000 claims gets through slow links
 )
 
 // api serves every path of the locker.
@@ -255,6 +256,19 @@ func (a *api) list(r *http.Request, _ []byte) (reply, error) {
 		s = a.committer.state()
 	}
 	return reply{status: http.StatusOK, etag: etag(s.revision), body: s.shown()}, nil
+}
+
+// pause waits for the next whole tenth of a second, so that all who follow the
+// list are told of the same state, at most ten times a second.
+func (a *api) pause(ctx context.Context) {
+	now := time.Now()
+	timer := time.NewTimer(now.Truncate(listPause).Add(listPause).Sub(now))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-a.committer.stopping:
+	case <-ctx.Done():
+	}
 }
 
 func (a *api) show(r *http.Request, _ []byte) (reply, error) {

@@ -2,17 +2,11 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
 	"net/http"
-	"time"
 )
-
-// Who follows the list is told of changes at whole tenths of a second: for
-// people that is at once, and a busy locker has work to do for others.
-const listPause = 100 * time.Millisecond
 
 // page is the status page: one file, served as it is.
 //
@@ -44,17 +38,4 @@ func (a *api) page(r *http.Request, _ []byte) (reply, error) {
 	}
 	body := bytes.TrimSuffix(page, []byte("\n")) // write adds it
 	return reply{status: http.StatusOK, contentType: "text/html; charset=utf-8", policy: a.policy, body: [][]byte{body}}, nil
-}
-
-// pause waits for the next whole tenth of a second, so that all who follow the
-// list are told of the same state, at most ten times a second.
-func (a *api) pause(ctx context.Context) {
-	now := time.Now()
-	timer := time.NewTimer(now.Truncate(listPause).Add(listPause).Sub(now))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-a.committer.stopping:
-	case <-ctx.Done():
-	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -120,7 +121,8 @@ func (st *store) load(now time.Time) (*state, error) {
 	return s, st.syncWhatIsThere()
 }
 
-// removeStale removes the temporary files of a process that died while it saved.
+// removeStale removes the temporary files of a process that died while it
+// saved: those with os.CreateTemp's number, not somebody's copies.
 func (st *store) removeStale() error {
 	dir, base := filepath.Split(st.path)
 	entries, err := os.ReadDir(filepath.Clean(dir))
@@ -128,7 +130,9 @@ func (st *store) removeStale() error {
 		return fmt.Errorf("read state folder: %w", err)
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), base+".tmp-") || strings.HasPrefix(e.Name(), base+".v1.tmp-") {
+		rest, ours := strings.CutPrefix(e.Name(), base)
+		number, temp := strings.CutPrefix(strings.TrimPrefix(rest, ".v1"), ".tmp-")
+		if _, err := strconv.ParseUint(number, 10, 64); ours && temp && err == nil {
 			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
 				return fmt.Errorf("remove stale file: %w", err)
 			}

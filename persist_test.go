@@ -258,6 +258,8 @@ func TestOneProcessPerStateFile(t *testing.T) {
 	stale := path + ".tmp-1"
 	writeFile(t, stale, "")
 	writeFile(t, path+".v1.tmp-1", "")
+	copied := path + ".tmp-before-upgrade"
+	writeFile(t, copied, "somebody's")
 	if _, _, err := openState(path, realSteps(), noon); err == nil || !strings.Contains(err.Error(), path+".lock") {
 		t.Errorf("error %v, want one that names the file that is locked", err)
 	}
@@ -268,6 +270,9 @@ func TestOneProcessPerStateFile(t *testing.T) {
 	openAt(t, path)
 	if _, err := os.Stat(stale); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("stale file: %v, want it removed", err)
+	}
+	if err := os.Remove(copied); err != nil {
+		t.Errorf("somebody's copy: %v", err)
 	}
 	onlyFiles(t, path)
 	if _, err := os.Stat(path + ".lock"); err != nil {
