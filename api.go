@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -25,11 +26,12 @@ import (
 // answer.go puts the outcome into words, ServeHTTP writes them.
 
 const (
-	maxBody   = 64 << 10
-	maxWait   = 60 * time.Second
-	listPause = 100 * time.Millisecond // between answers to who follows the list: at once, for people
-	bodyTime  = 10 * time.Second       // for a body to arrive, after its header
-	sendTime  = 30 * time.Second       // for an answer to be taken, so that a list of 20,000 claims gets through slow links
+	maxBody     = 64 << 10
+	maxWait     = 60 * time.Second
+	listPause   = 100 * time.Millisecond // between answers to who follows the list: at once, for people
+	refusedTime = time.Second            // for a body, when the credentials are wrong
+	bodyTime    = 10 * time.Second       // for a body to arrive, after its header
+	sendTime    = 30 * time.Second       // for an answer to be taken, so that a list of 20,000 claims gets through slow links
 )
 
 // api serves every path of the locker.
@@ -40,6 +42,7 @@ type api struct {
 	crossOrigin http.CrossOriginProtection
 	build       string
 	policy      string       // of the page
+	crowded     atomic.Bool  // a client waits until another connection is closed
 	serving     sync.RWMutex // held for reading by each request, so that the end can wait for all
 	routes      map[string]map[string]handler
 }
@@ -73,9 +76,6 @@ type reply struct {
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.serving.RLock()
 	defer a.serving.RUnlock()
-	if ambiguous(r) {
-		w.Header().Set("Connection", "close")
-	}
 	rep, err := a.serve(w, r)
 	if rep.granted != (hold{}) && r.Context().Err() != nil {
 		a.committer.giveBack(rep.granted)
@@ -84,6 +84,9 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	verdict := rep.verdict
 	if err != nil {
 		rep = errorReply(w.Header(), err)
+	}
+	if ambiguous(r) || a.crowded.Load() {
+		w.Header().Set("Connection", "close")
 	}
 	a.committer.metrics.request(operation(r), cmp.Or(string(verdict), strconv.Itoa(rep.status)))
 	if err := write(w, rep); err != nil && rep.granted != (hold{}) {
@@ -109,6 +112,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) (reply, error) {
 	stream := http.NewResponseController(w)
 	stream.SetReadDeadline(time.Now().Add(bodyTime))
 	if pathOf(r) != "/health" && !a.credentials.allow(r) {
+		stream.SetReadDeadline(time.Now().Add(refusedTime)) // for what net/http still reads of the body
 		a.log.Warn("credentials refused", "address", r.RemoteAddr, "method", r.Method, "path", r.URL.Path)
 		return reply{}, &failure{status: http.StatusUnauthorized, message: "credentials are missing or wrong: send the locker's AUTH_USER and AUTH_PASS by basic authentication"}
 	}

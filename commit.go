@@ -463,19 +463,16 @@ func (c *committer) wait(r *request, waiter uint64, now time.Time) bool {
 	return true
 }
 
-// answerOver answers the requests whose wait has ended. Another request of the
-// same claim may have been granted the lock in this very commit: then so are
-// they.
+// answerOver answers the requests whose wait has ended. If their claim was
+// granted or withdrawn in this very commit, by another request, they are told
+// so.
 func (c *committer) answerOver(over map[*request]uint64, d *draft) {
 	for r, waiter := range over {
-		l := c.state().look(r.lock)
-		o := outcome{verdict: refused}
-		if moved := d.moved[waiter]; moved.verdict == granted {
-			o = moved
-		} else if l.position(waiter) > 0 {
+		o, moved := d.moved[waiter]
+		if !moved {
 			o = outcome{verdict: queued, waiter: waiter}
 		}
-		c.tell(r, answer{outcome: o, lock: l})
+		c.tell(r, answer{outcome: o, lock: c.state().look(r.lock)})
 	}
 }
 

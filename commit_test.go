@@ -130,6 +130,25 @@ func TestGrantedWhileItsOtherRequestEnds(t *testing.T) {
 	})
 }
 
+// TestWithdrawnWhileItsOtherRequestEnds is the same with a release of the claim
+// itself.
+func TestWithdrawnWhileItsOtherRequestEnds(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.take(t.Context(), "k a", 0), granted)
+		waits := r.take(t.Context(), "other b 1", 5*time.Second)
+		r.setFault(func(step string, do func() error) error {
+			if step == "fsync file" {
+				time.Sleep(6 * time.Second)
+			}
+			return do()
+		})
+		go r.ask(t.Context(), of("waits c 2"), time.Minute) // a commit that takes longer than the wait
+		synctest.Wait()
+		go r.release("other b 1")
+		r.want(<-waits, withdrawn)
+	})
+}
+
 // TestAskedWithoutWaitBesideOneThatWaits has a claim's waiting request, one of
 // it that does not wait, and the release that makes room, in one commit: the
 // waiting one is granted the lock.
@@ -150,8 +169,10 @@ func TestAskedWithoutWaitBesideOneThatWaits(t *testing.T) {
 		go r.release("k c")
 		synctest.Wait()
 		close(disk)
-		r.want(<-waits, granted)
-		<-asks
+		one, two := r.want(<-waits, granted), r.want(<-asks, granted)
+		if one.token != two.token {
+			t.Errorf("tokens %d and %d, want the same", one.token, two.token)
+		}
 		r.wantState("other:b", "")
 	})
 }

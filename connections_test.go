@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -106,6 +108,61 @@ func inUse() int {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int(m.HeapAlloc)
+}
+
+// TestFewFiles lets connections on which nothing is asked take all the file
+// descriptors that they can get: they make room for those who ask.
+func TestFewFiles(t *testing.T) {
+	for name, sent := range map[string]string{"silent": "", "idle": "GET /health HTTP/1.1\r\nHost: l\r\n\r\n"} {
+		t.Run(name, func(t *testing.T) {
+			p := startProcess(t, filepath.Join(t.TempDir(), "locker.json"), "LOCKER_TEST_NOFILE=80")
+			p.want("PUT", "/lock/l", `{"key": "k"}`, http.StatusOK)
+			for range 120 {
+				conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				io.WriteString(conn, sent)
+			}
+			start := time.Now()
+			p.want("DELETE", "/lock/l", `{"key": "k"}`, http.StatusOK)
+			http.DefaultClient.CloseIdleConnections()
+			p.want("PUT", "/lock/l", `{"key": "k"}`, http.StatusOK)
+			if took := time.Since(start); took > headerTime/2 {
+				t.Errorf("two requests took %v", took)
+			}
+			if log := p.log.String(); strings.Count(log, "too many connections") != 1 {
+				t.Errorf("it is not said once that there are too many:\n%s", log)
+			}
+		})
+	}
+}
+
+// TestOnlyWaiters lets clients that wait, and come back at once, have all the
+// connections: one that is new can release what they wait for.
+func TestOnlyWaiters(t *testing.T) {
+	p := startProcess(t, filepath.Join(t.TempDir(), "locker.json"), "LOCKER_TEST_NOFILE=40")
+	p.want("PUT", "/lock/l", `{"key": "k"}`, http.StatusOK)
+	http.DefaultClient.CloseIdleConnections()
+	ctx, stop := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	waiters := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 20}}
+	for i := range 20 {
+		all.Go(func() {
+			for status := 0; ctx.Err() == nil && status != http.StatusOK; {
+				status, _ = sendBy(ctx, waiters, "PUT", p.url+"/lock/l", fmt.Sprintf(`{"key": "other", "locked_by": "w%d", "id": "%d", "wait": "500ms"}`, i, i))
+			}
+		})
+	}
+	eventually(t, "more than there is room for", func() bool { return strings.Contains(p.log.String(), "too many connections") })
+	start := time.Now()
+	p.want("DELETE", "/lock/l", `{"key": "k"}`, http.StatusOK)
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("the release took %v", took)
+	}
+	stop()
+	all.Wait()
 }
 
 // allowFiles lets this process have that many files open.

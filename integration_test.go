@@ -334,35 +334,6 @@ func TestFileSizeLimit(t *testing.T) {
 	}
 }
 
-// TestFewFiles lets connections on which nothing is asked take all the file
-// descriptors that they can get: they make room for those who ask.
-func TestFewFiles(t *testing.T) {
-	for name, sent := range map[string]string{"silent": "", "idle": "GET /health HTTP/1.1\r\nHost: l\r\n\r\n"} {
-		t.Run(name, func(t *testing.T) {
-			p := startProcess(t, filepath.Join(t.TempDir(), "locker.json"), "LOCKER_TEST_NOFILE=80")
-			p.want("PUT", "/lock/l", `{"key": "k"}`, http.StatusOK)
-			for range 120 {
-				conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer conn.Close()
-				io.WriteString(conn, sent)
-			}
-			start := time.Now()
-			p.want("DELETE", "/lock/l", `{"key": "k"}`, http.StatusOK)
-			http.DefaultClient.CloseIdleConnections()
-			p.want("PUT", "/lock/l", `{"key": "k"}`, http.StatusOK)
-			if took := time.Since(start); took > headerTime/2 {
-				t.Errorf("two requests took %v", took)
-			}
-			if log := p.log.String(); strings.Count(log, "too many connections") != 1 {
-				t.Errorf("it is not said once that there are too many:\n%s", log)
-			}
-		})
-	}
-}
-
 // TestLogThatNobodyReads fills the pipe behind the log: the locker works on,
 // and stops when it is told to.
 func TestLogThatNobodyReads(t *testing.T) {

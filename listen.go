@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -46,13 +48,14 @@ type limited struct {
 	net.Listener
 	open     chan struct{}
 	makeRoom func(most int) bool // asked, when there is none, to close one
+	crowded  *atomic.Bool        // true while one waits for room
 	closing  chan struct{}
 	close    func()
 }
 
-func newLimited(l net.Listener, most int, makeRoom func(most int) bool) *limited {
+func newLimited(l net.Listener, most int, makeRoom func(most int) bool, crowded *atomic.Bool) *limited {
 	closing := make(chan struct{})
-	return &limited{l, make(chan struct{}, most), makeRoom, closing, sync.OnceFunc(func() { close(closing) })}
+	return &limited{l, make(chan struct{}, most), makeRoom, crowded, closing, sync.OnceFunc(func() { close(closing) })}
 }
 
 func (l *limited) Accept() (net.Conn, error) {
@@ -61,6 +64,7 @@ func (l *limited) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	for !l.enter() {
+		l.crowded.Store(true)
 		if l.makeRoom(cap(l.open)) {
 			continue
 		}
@@ -71,6 +75,7 @@ func (l *limited) Accept() (net.Conn, error) {
 		case <-time.After(roomPause):
 		}
 	}
+	l.crowded.Store(false)
 	return &limitedConn{conn, sync.OnceFunc(func() { <-l.open })}, nil
 }
 
@@ -109,9 +114,9 @@ func (c *limitedConn) CloseWrite() error {
 	return nil
 }
 
-// conns knows the quiet connections: those on which nothing has been sent yet,
-// which browsers open in advance, and those that are idle between requests. Safe
-// for concurrent use.
+// conns knows the quiet connections: those on which no whole header has been
+// sent yet (browsers open some in advance), and those that are idle between
+// requests. Safe for concurrent use.
 type conns struct {
 	mu     sync.Mutex
 	quiet  map[net.Conn]silence
@@ -134,7 +139,7 @@ func (c *conns) track(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// closeNew closes the connections on which nothing has been sent yet:
+// closeNew closes the connections on which no request has been sent yet:
 // http.Server.Shutdown would wait 5 s for them.
 func (c *conns) closeNew() {
 	c.mu.Lock()
@@ -154,10 +159,14 @@ func (c *conns) makeRoom(most int) bool {
 		c.log.Warn("too many connections: quiet ones are closed, others wait until there is room: raise the limit of open files (ulimit -n)", "most", most)
 	}
 	conn := c.quietest()
-	if conn != nil {
-		conn.Close()
+	if conn == nil {
+		return false
 	}
-	return conn != nil
+	if secured, ok := conn.(*tls.Conn); ok {
+		conn = secured.NetConn() // a farewell could take seconds
+	}
+	conn.Close()
+	return true
 }
 
 func (c *conns) quietest() (quietest net.Conn) {

@@ -72,7 +72,7 @@ type draft struct {
 	arrived map[uint64]bool // waiters whose request is in this batch
 
 	own    map[*lock]bool     // locks that are the draft's to change
-	moved  map[uint64]outcome // what became of waiters: granted or withdrawn
+	moved  map[uint64]outcome // what became of waiters: granted, withdrawn, or refused in the end
 	events []event
 }
 
@@ -307,6 +307,7 @@ func (d *draft) leaveGone(name string) {
 		gone := d.gone(w)
 		if gone {
 			d.withdraw(l, w, "its request ended, and it did not come back in time")
+			d.moved[w.Revision] = outcome{verdict: refused}
 		}
 		return gone
 	})

@@ -115,7 +115,7 @@ func serve(ctx context.Context, listener net.Listener, cfg *config, c *committer
 	srv := newServer(a, log)
 	conns := &conns{quiet: map[net.Conn]silence{}, log: log}
 	srv.ConnState = conns.track
-	listener = newLimited(listener, maxConns(), conns.makeRoom)
+	listener = newLimited(listener, maxConns(), conns.makeRoom, &a.crowded)
 	written, served := make(chan error, 1), make(chan error, 1)
 	go func() { written <- c.run() }()
 	if cfg.certificate == nil {
@@ -263,8 +263,6 @@ func (cfg *config) choose(address, port string) error {
 		_, port, err := net.SplitHostPort(address)
 		if _, numErr := strconv.ParseUint(port, 10, 16); err != nil || numErr != nil {
 			problems = append(problems, fmt.Errorf("LISTEN is %q: it must be host:port, such as 127.0.0.1:8910, [::1]:8910 or :8910", address))
-		} else if _, err := net.ResolveTCPAddr("tcp", address); err != nil {
-			problems = append(problems, fmt.Errorf("LISTEN is %q: %w: name an address of this machine", address, err))
 		}
 	case cfg.credentials != nil:
 		cfg.listen = ":" + port

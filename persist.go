@@ -132,7 +132,7 @@ func (st *store) removeStale() error {
 	for _, e := range entries {
 		rest, ours := strings.CutPrefix(e.Name(), base)
 		number, temp := strings.CutPrefix(strings.TrimPrefix(rest, ".v1"), ".tmp-")
-		if _, err := strconv.ParseUint(number, 10, 64); ours && temp && err == nil {
+		if _, err := strconv.ParseUint(number, 10, 32); ours && temp && err == nil && e.Type().IsRegular() {
 			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
 				return fmt.Errorf("remove stale file: %w", err)
 			}
@@ -346,7 +346,7 @@ func decodeMembers(members map[string]member) (*state, error) {
 	}
 	s := &state{}
 	revision, locks := members["revision"], members["locks"]
-	if err := json.Unmarshal(revision.value, &s.revision); err != nil || s.revision > maxRevision {
+	if err := json.Unmarshal(revision.value, &s.revision); err != nil || string(revision.value) == "null" || s.revision > maxRevision {
 		return nil, fmt.Errorf("\"revision\" at byte %d: %s is no number up to %d", revision.offset, revision.value, uint64(maxRevision))
 	}
 	if err := s.decodeLocks(locks); err != nil {

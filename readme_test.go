@@ -88,7 +88,7 @@ var runBy = map[string]string{
 // TestReadmeCommandsAreRun wants somebody to run every command that the README
 // shows, and a command of the gate to stand there as it does in the README.
 func TestReadmeCommandsAreRun(t *testing.T) {
-	gate := read(t, ".ci/run")
+	gate, tests := read(t, ".ci/run"), command(t, ".", "sh", "-c", "cat *_test.go")
 	unseen := maps.Clone(runBy)
 	for _, b := range readmeBlocks(t, "") {
 		if b.language != "sh" && b.language != "console" || strings.Contains(b.text, "curl") {
@@ -106,6 +106,11 @@ func TestReadmeCommandsAreRun(t *testing.T) {
 			if !somebody {
 				t.Errorf("nobody runs %s", command)
 			}
+		}
+	}
+	for _, by := range runBy {
+		if strings.HasPrefix(by, "Test") && !strings.Contains(tests, "\nfunc "+by+"(") {
+			t.Errorf("there is no %s", by)
 		}
 	}
 	for command := range unseen {
@@ -151,6 +156,9 @@ done
 // machine that forgets it, and starts it as the unit's user.
 func TestReadmeInstall(t *testing.T) {
 	needRoot(t)
+	if err := exec.Command("unshare", "--mount", "true").Run(); err != nil {
+		skip(t, "a mount namespace: "+err.Error())
+	}
 	dir := t.TempDir()
 	folder(t, filepath.Join(dir, "release"), 0o755)
 	if err := os.Rename(buildPrograms(t).file("locker"), filepath.Join(dir, "release", "locker-linux-amd64")); err != nil {

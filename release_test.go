@@ -54,6 +54,9 @@ func TestRelease(t *testing.T) {
 const otherBuilder = `umask 077
 mkdir ../tmp && chmod 2770 ../tmp
 export TMPDIR=$PWD/../tmp GOAMD64=v3 GOFLAGS=-tags=x GOFIPS140=latest TAR_OPTIONS=--mtime=now LC_ALL=C.UTF-8
+git config status.showUntrackedFiles no
+git config core.autocrlf true
+echo 'package main; func init() { println("not in the commit") }' > zz.go
 exec .ci/release "$@"`
 
 // commitTree makes dir a repository that has this tree as its only commit, with

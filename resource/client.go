@@ -302,7 +302,7 @@ func (p *patience) after(ctx context.Context, err error) error {
 	}
 	if left := p.budget - time.Since(p.since); p.budget > 0 {
 		if left <= 0 {
-			return fmt.Errorf("%w: gave up after %s: check locker_uri, and that the locker runs", err, p.budget)
+			return fmt.Errorf("%w: gave up after %s: check locker_uri, and that the locker runs", err, time.Since(p.since).Round(time.Second))
 		}
 		pause = min(pause, left)
 	}

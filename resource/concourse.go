@@ -257,7 +257,7 @@ func (l *lease) UnmarshalJSON(data []byte) error {
 // reports whether the environment says which build it is; otherwise the id is
 // random.
 func buildID(getenv func(string) string) (id string, known bool) {
-	concourse, build := strings.TrimRight(getenv("ATC_EXTERNAL_URL"), "/"), getenv("BUILD_ID")
+	concourse, build := strings.TrimRight(withoutCredentials(getenv("ATC_EXTERNAL_URL")), "/"), getenv("BUILD_ID")
 	if concourse == "" || build == "" {
 		return rand.Text(), false
 	}
@@ -271,15 +271,23 @@ func buildID(getenv func(string) string) (id string, known bool) {
 // buildLink returns the URL of the build, "" when the environment has none.
 func buildLink(getenv func(string) string) string {
 	for _, link := range []string{getenv("BUILD_URL"), jobBuildLink(getenv), plainBuildLink(getenv)} {
-		if u, err := url.Parse(link); err == nil && u.User != nil {
-			u.User = nil // credentials are nobody's to see
-			link = u.String()
-		}
+		link = withoutCredentials(link)
 		if link != "" && CheckLink(link) == nil {
 			return link
 		}
 	}
 	return ""
+}
+
+// withoutCredentials returns the address without those in it, which are for
+// nobody to see.
+func withoutCredentials(address string) string {
+	u, err := url.Parse(address)
+	if err != nil || u.User == nil {
+		return address
+	}
+	u.User = nil
+	return u.String()
 }
 
 // jobBuildLink puts together the address of a job's build, as Concourse does.

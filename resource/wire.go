@@ -111,7 +111,7 @@ func CheckLink(link string) error {
 		return nil
 	}
 	u, err := url.Parse(link)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || len(link) > MaxLink {
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || len(link) > MaxLink {
 		return fmt.Errorf("link is not an http or https URL of at most %d bytes, without credentials", MaxLink)
 	}
 	return nil
