@@ -12,7 +12,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -339,7 +338,7 @@ func BenchmarkStart(b *testing.B) {
 func BenchmarkMemory(b *testing.B) {
 	p := buildPrograms(b).startLocker(b)
 	send(b.Context(), "PUT", "http://"+p.address+"/lock/l", `{"key": "k", "id": "1"}`)
-	idle := residentMiB(b, p.cmd.Process.Pid)
+	idle := footprintOf(b, p.cmd).mib
 	for b.Loop() {
 		send(b.Context(), "GET", "http://"+p.address+"/lock/l", "")
 	}
@@ -376,19 +375,5 @@ func BenchmarkMemory(b *testing.B) {
 	queuedUp.Wait()
 	time.Sleep(time.Second)
 	b.ReportMetric(idle, "idle-MiB")
-	b.ReportMetric(residentMiB(b, p.cmd.Process.Pid), "waiting-MiB")
-}
-
-func residentMiB(b testing.TB, pid int) float64 {
-	for line := range strings.Lines(read(b, fmt.Sprintf("/proc/%d/status", pid))) {
-		if f := strings.Fields(line); f[0] == "VmRSS:" {
-			kib, err := strconv.Atoi(f[1])
-			if err != nil {
-				b.Fatal(err)
-			}
-			return float64(kib) / 1024
-		}
-	}
-	b.Skip("no VmRSS in /proc")
-	return 0
+	b.ReportMetric(footprintOf(b, p.cmd).mib, "waiting-MiB")
 }

@@ -114,12 +114,7 @@ func TestGrantedWhileItsOtherRequestEnds(t *testing.T) {
 		first := r.take(t.Context(), "other b 1", 10*time.Second)
 		second := r.take(t.Context(), "other b 1", 20*time.Second)
 		time.Sleep(9 * time.Second)
-		r.setFault(func(step string, do func() error) error {
-			if step == "fsync file" {
-				time.Sleep(2 * time.Second)
-			}
-			return do()
-		})
+		r.beforeSync(func() { time.Sleep(2 * time.Second) })
 		go r.ask(t.Context(), of("waits c 2"), time.Minute) // a commit that takes from 9 s to 11 s
 		synctest.Wait()
 		go r.release("k a")
@@ -136,12 +131,7 @@ func TestWithdrawnWhileItsOtherRequestEnds(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.want(<-r.take(t.Context(), "k a", 0), granted)
 		waits := r.take(t.Context(), "other b 1", 5*time.Second)
-		r.setFault(func(step string, do func() error) error {
-			if step == "fsync file" {
-				time.Sleep(6 * time.Second)
-			}
-			return do()
-		})
+		r.beforeSync(func() { time.Sleep(6 * time.Second) })
 		go r.ask(t.Context(), of("waits c 2"), time.Minute) // a commit that takes longer than the wait
 		synctest.Wait()
 		go r.release("other b 1")
@@ -156,12 +146,7 @@ func TestAskedWithoutWaitBesideOneThatWaits(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.want(<-r.take(t.Context(), "k a", 0), granted)
 		disk := make(chan struct{})
-		r.setFault(func(step string, do func() error) error {
-			if step == "fsync file" {
-				<-disk
-			}
-			return do()
-		})
+		r.beforeSync(func() { <-disk })
 		r.take(t.Context(), "k c", 0) // the others queue behind its commit
 		waits := r.take(t.Context(), "other b 1", time.Minute)
 		asks := r.take(t.Context(), "other b 1", 0)
@@ -229,12 +214,7 @@ func TestWallClockJumps(t *testing.T) {
 func TestGroupCommit(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		disk := make(chan struct{})
-		r.setFault(func(step string, do func() error) error {
-			if step == "fsync file" {
-				<-disk
-			}
-			return do()
-		})
+		r.beforeSync(func() { <-disk })
 		before := r.count("rename")
 		first := r.take(t.Context(), "k a", 0)
 		var more []chan answer
@@ -260,12 +240,7 @@ func TestGroupCommit(t *testing.T) {
 func TestHandOffIsOneCommit(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		const clients, rounds = 8, 50
-		r.setFault(func(step string, do func() error) error {
-			if step == "fsync file" {
-				time.Sleep(time.Millisecond)
-			}
-			return do()
-		})
+		r.beforeSync(func() { time.Sleep(time.Millisecond) })
 		before := r.count("rename")
 		var wg sync.WaitGroup
 		for i := range clients {
@@ -418,12 +393,7 @@ func TestNoWaitRequestRenewsThePlace(t *testing.T) {
 func TestEndsWhileItsOwnCommitRuns(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		r.want(<-r.take(t.Context(), "k a", 0), granted)
-		r.setFault(func(step string, do func() error) error {
-			if step == "fsync file" {
-				time.Sleep(3 * time.Second)
-			}
-			return do()
-		})
+		r.beforeSync(func() { time.Sleep(3 * time.Second) })
 		start := time.Now()
 		ctx, hangUp := context.WithCancel(t.Context())
 		gone := r.take(ctx, "other b 1", time.Minute)
@@ -441,12 +411,7 @@ func TestEndsWhileItsOwnCommitRuns(t *testing.T) {
 // and answered two.
 func TestGatherIsShort(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
-		r.setFault(func(step string, do func() error) error {
-			if step == "fsync file" {
-				time.Sleep(20 * time.Second)
-			}
-			return do()
-		})
+		r.beforeSync(func() { time.Sleep(20 * time.Second) })
 		first := r.take(t.Context(), "k z", 0)
 		one, two := r.take(t.Context(), "k a", 0), r.take(t.Context(), "k b", 0)
 		r.want(<-first, granted)

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -58,9 +57,9 @@ func TestTenThousandConnections(t *testing.T) {
 	allowFiles(t, many+spare)
 	p := startProcess(t, filepath.Join(t.TempDir(), "locker.json"), fmt.Sprintf("LOCKER_TEST_NOFILE=%d", many+spare))
 	p.want("PUT", "/lock/held", jane, http.StatusOK)
-	before, _ := p.usage()
+	before := p.footprint().files
 	conns := flood(t, strings.TrimPrefix(p.url, "http://"), many)
-	eventually(t, "most of them", func() bool { files, _ := p.usage(); return files >= many*9/10 })
+	eventually(t, "most of them", func() bool { return p.footprint().files >= many*9/10 })
 	start := time.Now()
 	p.want("PUT", "/lock/others", `{"key": "k"}`, http.StatusOK)
 	p.want("GET", "/locks", "", http.StatusOK)
@@ -68,11 +67,11 @@ func TestTenThousandConnections(t *testing.T) {
 	if took := time.Since(start); took > 5*time.Second {
 		t.Errorf("three requests took %v beside %d connections", took, many)
 	}
-	if _, memory := p.usage(); memory > many*dear {
-		t.Errorf("%d connections take %d MiB", many, memory>>10)
+	if mib := p.footprint().mib; mib > many*dear/1024 {
+		t.Errorf("%d connections take %v MiB", many, mib)
 	}
 	closeAll(conns)
-	eventually(t, "descriptors as before", func() bool { files, _ := p.usage(); return files <= before+1 })
+	eventually(t, "descriptors as before", func() bool { return p.footprint().files <= before+1 })
 	p.want("PUT", "/lock/held", `{"key": "other"}`, http.StatusLocked)
 }
 
@@ -203,20 +202,4 @@ func closeAll(conns []net.Conn) {
 	for _, conn := range conns {
 		conn.Close()
 	}
-}
-
-// usage returns how many file descriptors the process has open, and its memory
-// in KiB.
-func (p *process) usage() (files, memory int) {
-	p.t.Helper()
-	dir := fmt.Sprintf("/proc/%d/", p.cmd.Process.Pid)
-	entries, err := os.ReadDir(dir + "fd")
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	_, resident, _ := strings.Cut(read(p.t, dir+"status"), "VmRSS:")
-	if _, err := fmt.Sscan(resident, &memory); err != nil {
-		p.t.Fatal(err)
-	}
-	return len(entries), memory
 }

@@ -88,6 +88,29 @@ func (p *process) kill() {
 	p.cmd.Wait()
 }
 
+// footprint is what a process takes of the machine.
+type footprint struct {
+	files int     // that are open
+	mib   float64 // of resident memory
+}
+
+func (p *process) footprint() footprint { return footprintOf(p.t, p.cmd) }
+
+func footprintOf(t testing.TB, cmd *exec.Cmd) footprint {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/", cmd.Process.Pid)
+	files, err := os.ReadDir(dir + "fd")
+	if err != nil {
+		skip(t, err.Error())
+	}
+	var kib float64
+	_, resident, _ := strings.Cut(read(t, dir+"status"), "VmRSS:")
+	if _, err := fmt.Sscan(resident, &kib); err != nil {
+		t.Fatal(err)
+	}
+	return footprint{len(files), kib / 1024}
+}
+
 // send sends a request and returns the status and the body; status 0 is no answer.
 func send(ctx context.Context, method, url, body string) (int, []byte) {
 	return sendBy(ctx, http.DefaultClient, method, url, body)

@@ -95,6 +95,17 @@ func (r *rig) setFault(fault func(step string, do func() error) error) {
 	r.fault = fault
 }
 
+// beforeSync has something happen in each commit, before its file is synced: it
+// makes the disk a slow one.
+func (r *rig) beforeSync(happen func()) {
+	r.setFault(func(step string, do func() error) error {
+		if step == "fsync file" {
+			happen()
+		}
+		return do()
+	})
+}
+
 func (r *rig) count(step string) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -46,7 +45,7 @@ func TestSoak(t *testing.T) {
 		p.end(t, killer.in100(33))
 		deaths = append(deaths, time.Since(c.start))
 		p = startProcess(t, path)
-		before = footprintOf(t, p)
+		before = p.footprint()
 		c.url.Store(p.url)
 		killer.list()
 	}
@@ -98,25 +97,10 @@ type tally struct {
 	restarts, queued, repeated, withdrew, cut int
 }
 
-// footprint is what a process takes of the machine.
-type footprint struct {
-	files int
-	mib   float64
-}
-
-func footprintOf(t *testing.T, p *process) footprint {
-	t.Helper()
-	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid))
-	if err != nil {
-		skip(t, err.Error())
-	}
-	return footprint{len(files), residentMiB(t, p.cmd.Process.Pid)}
-}
-
 func wantAsBefore(t *testing.T, p *process, before footprint) {
 	t.Helper()
-	eventually(t, "as many open files as at the start", func() bool { return footprintOf(t, p).files <= before.files })
-	after := footprintOf(t, p)
+	eventually(t, "as many open files as at the start", func() bool { return p.footprint().files <= before.files })
+	after := p.footprint()
 	t.Logf("%+v before, %+v after", before, after)
 	if more := after.mib - before.mib; more > mostMiB() {
 		t.Errorf("%v MiB more than at the start", more)
