@@ -123,6 +123,7 @@ var taking = []badBody{
 	{"link without a scheme", `{"key": "k", "link": "//ci.example"}`, "link is not an http or https URL"},
 	{"link without a host", `{"key": "k", "link": "https:///builds"}`, "link is not an http or https URL"},
 	{"link with a line feed", `{"key": "k", "link": "https://ci.example/\n"}`, "link is not an http or https URL"},
+	{"link without a host", `{"key": "k", "link": "https://:8080/x"}`, "is not an http or https URL"},
 	{"link with credentials", `{"key": "k", "link": "https://u:p@ci.example/"}`, "without credentials"},
 	{"long link", `{"key": "k", "link": "https://ci.example/` + strings.Repeat("a", resource.MaxLink) + `"}`, "of at most 2048 bytes"},
 	{"two problems", `{"key": "k", "ttl": "x", "wiat": "1s"}`, `unknown member "wiat"`},

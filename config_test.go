@@ -125,6 +125,8 @@ func TestConfigRefused(t *testing.T) {
 		{"key alone", nil, []string{"SSL_KEY=" + keyFile}, []string{"SSL_KEY is set but SSL_CERT is not", bothOrNeither}},
 		{"flag -ssl-cert alone", []string{"-ssl-cert", certFile}, nil, []string{"SSL_CERT is set but SSL_KEY is not", bothOrNeither}},
 		{"colon in the user", nil, []string{"AUTH_USER=george:" + canary, "AUTH_PASS=" + canary}, []string{"AUTH_USER", "george", "choose one without"}},
+		{"password with a line's end", nil, []string{"AUTH_USER=george", "AUTH_PASS=" + canary + "\n"}, []string{"AUTH_PASS has a control character", "take it out"}},
+		{"user with a tab", nil, []string{"AUTH_USER=geo\trge", "AUTH_PASS=" + canary}, []string{"AUTH_USER has a control character", "take it out"}},
 		{"port 0", nil, []string{"PORT=0"}, []string{`PORT is "0"`, number}},
 		{"port too large", nil, []string{"PORT=65536"}, []string{`PORT is "65536"`, number}},
 		{"port negative", nil, []string{"PORT=-1"}, []string{`PORT is "-1"`, number}},

@@ -258,6 +258,7 @@ func testBOSHJob(t *testing.T, built programs) {
 	clients.Wait()
 	v.stop()
 	v.wantLog(5, 4)
+	v.startRestoredByRoot()
 }
 
 // wantImported checks that what the original had is there, and the files.
@@ -307,6 +308,21 @@ func (v *vm) startTwice() {
 	}
 	if log := read(v, v.log); !strings.Contains(log, "locker: another locker has the state file, it holds "+v.state+".lock: stop it") {
 		v.Errorf("the second one does not say what is wrong:\n%s", log)
+	}
+}
+
+// startRestoredByRoot starts the locker on a file that root has put back, and
+// that it may not read.
+func (v *vm) startRestoredByRoot() {
+	v.Helper()
+	v.must(os.Chown(v.state, 0, 0))
+	job := v.job()
+	job.Run()
+	if status := job.ProcessState.ExitCode(); status != 2 {
+		v.Errorf("the exit status is %d", status)
+	}
+	if log := read(v, v.log); !strings.Contains(log, "permission denied: give the file to the user that the locker runs as (chown)") {
+		v.Errorf("it does not say what is wrong:\n%s", log)
 	}
 }
 

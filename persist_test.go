@@ -259,8 +259,11 @@ func TestOneProcessPerStateFile(t *testing.T) {
 	stale := path + ".tmp-1"
 	writeFile(t, stale, "")
 	writeFile(t, path+".v1.tmp-1", "")
-	copied := path + ".tmp-before-upgrade"
+	copied, folder := path+".tmp-before-upgrade", path+".tmp-7"
 	writeFile(t, copied, "somebody's")
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	if _, _, err := openState(path, realSteps(), noon); err == nil || !strings.Contains(err.Error(), path+".lock") {
 		t.Errorf("error %v, want one that names the file that is locked", err)
 	}
@@ -272,8 +275,8 @@ func TestOneProcessPerStateFile(t *testing.T) {
 	if _, err := os.Stat(stale); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("stale file: %v, want it removed", err)
 	}
-	if err := os.Remove(copied); err != nil {
-		t.Errorf("somebody's copy: %v", err)
+	if err := errors.Join(os.Remove(copied), os.Remove(folder)); err != nil {
+		t.Errorf("what is somebody's: %v", err)
 	}
 	onlyFiles(t, path)
 	if _, err := os.Stat(path + ".lock"); err != nil {

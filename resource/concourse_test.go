@@ -117,6 +117,10 @@ func TestBuildID(t *testing.T) {
 	if got := id(build); got != "https://ci.example/builds/12" {
 		t.Error(got)
 	}
+	build["ATC_EXTERNAL_URL"] = "https://u:p@ci.example/"
+	if got := id(build); got != "https://ci.example/builds/12" {
+		t.Errorf("with credentials: %s", got)
+	}
 	long := map[string]string{"ATC_EXTERNAL_URL": "https://" + strings.Repeat("x", 300), "BUILD_ID": "12"}
 	if a, b := id(long), id(long); a != b || len(a) != 64 {
 		t.Errorf("%s, then %s", a, b)
