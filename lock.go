@@ -12,7 +12,6 @@ import (
 
 const (
 	placeKept  = 15 * time.Second // how long a waiter with an id may be away before it loses its place
-	endedKept  = time.Hour        // how long a claim that ended is remembered
 	maxEnded   = 1_000            // ended claims remembered on one lock
 	maxFree    = 1_000            // free locks remembered
 	maxClaims  = 20_000           // holders and waiters of all locks

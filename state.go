@@ -16,6 +16,8 @@ import (
 
 // This file is what is saved and shown: the locks, and how one is looked up.
 
+const endedKept = time.Hour // how long a claim that ended is remembered
+
 // state is every lock. Once published it is never changed: a draft copies what
 // it changes.
 type state struct {

@@ -1,0 +1,219 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cloudfoundry-community/locker/resource"
+)
+
+// This file is the saved state as JSON: how it is written, how it and the
+// original locker's are read, and what is refused because the rules could not
+// have made it.
+
+// stateVersion is the version of the state file's format.
+const stateVersion = 2
+
+// maxRevision is the last one that every reader of JSON reads exactly: a
+// million changes a second do not get there in 285 years.
+const maxRevision = 1 << 53
+
+// appendTo appends the state file's content: one line a lock, so that a person
+// can read it, and encoded anew only for locks that changed.
+func (s *state) appendTo(buf []byte) []byte {
+	buf = fmt.Appendf(buf, "{\"version\": %d, \"revision\": %d, \"locks\": {", stateVersion, s.revision)
+	var line bytes.Buffer
+	enc := newEncoder(&line)
+	for i, l := range s.locks {
+		if i > 0 {
+			buf = append(buf, ',')
+		}
+		if l.saved == nil {
+			line.Reset()
+			mustEncode(enc, l.name)
+			line.Truncate(line.Len() - 1) // the newline that every Encode adds
+			line.WriteString(": ")
+			mustEncode(enc, l)
+			l.saved = bytes.Clone(line.Bytes()[:line.Len()-1])
+		}
+		buf = append(append(buf, '\n'), l.saved...)
+	}
+	return append(buf, "\n}}\n"...)
+}
+
+// encode returns v as JSON.
+func encode(v any) []byte {
+	var b bytes.Buffer
+	mustEncode(newEncoder(&b), v)
+	return b.Bytes()[:b.Len()-1]
+}
+
+// newEncoder leaves <, > and & as they are: they occur in links.
+func newEncoder(b *bytes.Buffer) *json.Encoder {
+	enc := json.NewEncoder(b)
+	enc.SetEscapeHTML(false)
+	return enc
+}
+
+func mustEncode(enc *json.Encoder, v any) {
+	if err := enc.Encode(v); err != nil {
+		panic(err) // strings, numbers and times of four-digit years always encode
+	}
+}
+
+// decodeState reads a state file. The original locker's, which has no version,
+// is read as well, its holders held since now; original tells.
+func decodeState(data []byte, now time.Time) (s *state, original bool, err error) {
+	if len(bytes.TrimSpace(data)) == 0 {
+		return nil, false, errors.New("it is empty")
+	}
+	members := map[string]member{}
+	err = resource.Object(data, func(name string, value json.RawMessage, offset int) error {
+		members[name] = member{value, offset}
+		return nil
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("it does not parse: %w", err)
+	}
+	if v, ok := members["version"]; !ok || v.value[0] == '{' {
+		s, err = decodeOriginal(members, now)
+		return s, true, err
+	}
+	s, err = decodeMembers(members)
+	return s, false, err
+}
+
+// member is a member of the state file's outermost object.
+type member struct {
+	value  json.RawMessage
+	offset int
+}
+
+func decodeMembers(members map[string]member) (*state, error) {
+	var number int
+	if err := json.Unmarshal(members["version"].value, &number); err != nil || number != stateVersion {
+		return nil, fmt.Errorf("it is of version %s, and this locker reads %d (at byte %d)", members["version"].value, stateVersion, members["version"].offset)
+	}
+	for _, name := range slices.Sorted(maps.Keys(members)) {
+		if !slices.Contains([]string{"version", "revision", "locks"}, name) {
+			return nil, fmt.Errorf("%q at byte %d: it must have version, revision and locks, and nothing else", name, members[name].offset)
+		}
+	}
+	if len(members) < 3 {
+		return nil, errors.New("it must have version, revision and locks")
+	}
+	s := &state{}
+	revision, locks := members["revision"], members["locks"]
+	if err := json.Unmarshal(revision.value, &s.revision); err != nil || string(revision.value) == "null" || s.revision > maxRevision {
+		return nil, fmt.Errorf("\"revision\" at byte %d: %s is no number up to %d", revision.offset, revision.value, uint64(maxRevision))
+	}
+	if err := s.decodeLocks(locks); err != nil {
+		return nil, fmt.Errorf("\"locks\" at byte %d: %w", locks.offset, err)
+	}
+	slices.SortFunc(s.locks, func(a, b *lock) int { return strings.Compare(a.name, b.name) })
+	return s, nil
+}
+
+func (s *state) decodeLocks(m member) error {
+	return resource.Object(m.value, func(name string, value json.RawMessage, offset int) error {
+		l := newLock(name)
+		dec := json.NewDecoder(bytes.NewReader(value))
+		dec.DisallowUnknownFields()
+		err := dec.Decode(l)
+		if err == nil {
+			err = l.check(s.revision)
+		}
+		if err != nil {
+			return fmt.Errorf("lock %q at byte %d: %w", name, m.offset+offset, err)
+		}
+		s.claims += len(l.Holders) + len(l.Waiters)
+		s.locks = append(s.locks, l)
+		return nil
+	})
+}
+
+// decodeOriginal reads the state of the original locker: a key and counts for
+// each lock. Who has a count above 0 holds the lock.
+func decodeOriginal(members map[string]member, now time.Time) (*state, error) {
+	s := &state{}
+	for _, name := range slices.Sorted(maps.Keys(members)) {
+		var saved struct {
+			Key      string         `json:"key"`
+			LockedBy map[string]int `json:"locked_by"`
+		}
+		m := members[name]
+		if err := json.Unmarshal(m.value, &saved); err != nil {
+			return nil, fmt.Errorf("it has no version, and %q at byte %d is no lock of the original locker: %w", name, m.offset, err)
+		}
+		l := newLock(name)
+		l.Key = saved.Key
+		for _, lockedBy := range slices.Sorted(maps.Keys(saved.LockedBy)) {
+			if saved.LockedBy[lockedBy] > 0 {
+				s.revision++
+				l.Holders = append(l.Holders, holder{LockedBy: lockedBy, Since: now, Token: s.revision})
+			}
+		}
+		if l.free() {
+			continue
+		}
+		l.Revision = s.revision
+		if err := l.check(s.revision); err != nil {
+			return nil, fmt.Errorf("lock %q at byte %d: %w", name, m.offset, err)
+		}
+		s.claims += len(l.Holders)
+		s.locks = append(s.locks, l)
+	}
+	return s, nil
+}
+
+// check refuses what the rules could not have made.
+func (l *lock) check(revision uint64) error {
+	if err := checkLockName(l.name); err != nil {
+		return err
+	}
+	if l.free() != (l.Key == "") {
+		return fmt.Errorf("it has the key %q and %d holders", l.Key, len(l.Holders))
+	}
+	if l.Revision > revision {
+		return fmt.Errorf("its revision %d is beyond the file's %d", l.Revision, revision)
+	}
+	var last uint64
+	var claims []identity
+	tokens := map[uint64]bool{}
+	for i, h := range l.Holders {
+		if h.Token == 0 || h.Token > l.Revision || tokens[h.Token] || l.named(h.LockedBy) != i {
+			return fmt.Errorf("holder %q: it is there twice, or its token %d is not one of this lock", h.LockedBy, h.Token)
+		}
+		tokens[h.Token] = true
+		claims = append(claims, identity{l.Key, h.LockedBy, h.ID})
+	}
+	for _, w := range l.Waiters {
+		if w.Revision <= last || w.Revision > revision {
+			return fmt.Errorf("waiter %q: its revision %d is not in order", w.LockedBy, w.Revision)
+		}
+		last = w.Revision
+		claims = append(claims, w.identity)
+	}
+	present := map[identity]bool{}
+	for _, c := range claims {
+		if c.ID != "" && present[c] {
+			return fmt.Errorf("the claim of %q is there twice", c.LockedBy)
+		}
+		present[c] = true
+	}
+	for _, e := range l.Left {
+		claims = append(claims, e.identity)
+	}
+	for _, c := range claims {
+		if err := c.check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
