@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/cloudfoundry-community/locker/resource"
@@ -19,111 +19,134 @@ import (
 
 const maxProblem = 900 // bytes of what is wrong with a request; three of its mistakes fit, with the mend of each
 
-// failure is an error that has a status of its own.
-type failure struct {
-	status   int
-	message  string
-	lock     *lock  // the lock as it is, for those whom it was refused
-	position int    // in the queue; 0: not in it
-	allow    string // the methods that would do
+// reply is an answer in words.
+type reply struct {
+	status      int
+	header      map[string]string // beside those that every answer has
+	body        [][]byte          // in pieces, without the newline at the end; nil is none
+	contentType string            // JSON when empty
+	verdict     verdict           // what the rules decided; empty when they were not asked
+	granted     hold              // to be given back if the answer does not reach the asker; zero: nothing
 }
 
-func (f *failure) Error() string { return f.message }
+// Errors that have a status of their own.
+var (
+	errCredentials = errors.New("credentials are missing or wrong: send the locker's AUTH_USER and AUTH_PASS by basic authentication")
+	errNoPath      = errors.New("there is nothing at this path: locks are at /locks and /lock/NAME, a slash in a name is %2F")
+)
 
-// badRequest refuses what a client sent. What is wrong with 64 KiB could fill a
-// megabyte: it is cut.
-func badRequest(err error) error {
-	message := err.Error()
-	if len(message) > maxProblem {
-		message = strings.ToValidUTF8(message[:maxProblem], "") + "…"
-	}
-	return &failure{status: http.StatusBadRequest, message: message}
-}
+// crossOrigin refuses a write that a page of another site has a browser send.
+type crossOrigin struct{ error }
 
-// errorReply turns an error into a reply: the one place that maps errors to statuses.
-func errorReply(header http.Header, err error) reply {
-	f, ok := errors.AsType[*failure](err)
+// badMethod refuses a method; its text is those that would do.
+type badMethod string
+
+func (m badMethod) Error() string { return "this path takes " + string(m) }
+
+// badRequest refuses what a client sent.
+type badRequest struct{ error }
+
+func (b badRequest) Unwrap() error { return b.error }
+
+// errorReply turns an error into a reply: the one place that maps errors to
+// statuses and headers.
+func errorReply(err error) reply {
+	again := map[string]string{"Retry-After": "1"}
+	method, isMethod := errors.AsType[badMethod](err)
+	_, isOrigin := errors.AsType[crossOrigin](err)
+	_, isRequest := errors.AsType[badRequest](err)
+	_, isTooLarge := errors.AsType[*http.MaxBytesError](err)
 	switch {
-	case ok:
+	case errors.Is(err, errCredentials):
+		return problem(http.StatusUnauthorized, err.Error(), map[string]string{"WWW-Authenticate": `Basic realm="locker", charset="UTF-8"`})
+	case isOrigin:
+		return problem(http.StatusForbidden, "a page of another site must not change locks: "+err.Error(), nil)
+	case errors.Is(err, errNoPath):
+		return problem(http.StatusNotFound, err.Error(), nil)
+	case isMethod:
+		return problem(http.StatusMethodNotAllowed, err.Error(), map[string]string{"Allow": string(method) + ", HEAD"})
+	case isTooLarge:
+		return problem(http.StatusRequestEntityTooLarge, "the body has more than 64 KiB", nil)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return problem(http.StatusRequestTimeout, "the body did not arrive within 10 s", nil)
+	case isRequest:
+		return problem(http.StatusBadRequest, short(err.Error()), nil)
 	case errors.Is(err, errStopping), errors.Is(err, errGone):
-		f = &failure{status: http.StatusServiceUnavailable, message: err.Error()}
-		header.Set("Retry-After", "1")
+		return problem(http.StatusServiceUnavailable, err.Error(), again)
 	case errors.Is(err, errUnknown):
-		f = &failure{status: http.StatusServiceUnavailable, message: "it is not known whether this was saved, and the locker restarts: ask again, with the same id"}
+		return problem(http.StatusServiceUnavailable, "it is not known whether this was saved, and the locker restarts: ask again, with the same id", nil)
 	case outOfSpace(err):
-		f = &failure{status: http.StatusInsufficientStorage, message: "nothing was changed, the locker's disk is full: make room, then try again"}
-	default:
-		f = &failure{status: http.StatusServiceUnavailable, message: "nothing was changed, the locker cannot save its state: see its log, then try again"}
+		return problem(http.StatusInsufficientStorage, "nothing was changed, the locker's disk is full: make room, then try again", nil)
 	}
-	switch f.status {
-	case http.StatusUnauthorized:
-		header.Set("WWW-Authenticate", `Basic realm="locker", charset="UTF-8"`)
-	case http.StatusMethodNotAllowed:
-		header.Set("Allow", f.allow)
-	case http.StatusLocked:
-		header.Set("Retry-After", "1")
+	return problem(http.StatusServiceUnavailable, "nothing was changed, the locker cannot save its state: see its log, then try again", nil)
+}
+
+func problem(status int, sentence string, header map[string]string) reply {
+	return reply{status: status, header: header, body: [][]byte{encode(resource.Error{Error: oneLine(sentence)})}}
+}
+
+func oneLine(sentence string) string { return strings.ReplaceAll(sentence, "\n", "; ") }
+
+// short cuts a sentence: what is wrong with 64 KiB could fill a megabyte.
+func short(sentence string) string {
+	if len(sentence) <= maxProblem {
+		return sentence
 	}
-	words := resource.Error{Error: strings.ReplaceAll(f.message, "\n", "; "), Position: f.position}
-	return reply{status: f.status, body: withLock(encode(words), f.lock)}
+	return strings.ToValidUTF8(sentence[:maxProblem], "") + "…"
 }
 
 // withLock adds the lock to a JSON object. Its encoding is shared by all who
 // are shown it, not copied: a queue of thousands is told the same.
 func withLock(object []byte, l *lock) [][]byte {
-	if l == nil {
-		return [][]byte{object}
-	}
 	return [][]byte{object[:len(object)-1], []byte(`,"lock":`), l.shown(), []byte("}")}
 }
 
-// outOfSpace reports whether a write failed for want of space: a full disk, a
-// quota or a file size limit.
-func outOfSpace(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
-}
-
 // reply words an outcome for the asker.
-func (a answer) reply(who identity) (reply, error) {
-	name, by := a.lock.name, who.LockedBy
-	say := func(format string, args ...any) (reply, error) {
-		words := resource.Answer{Response: fmt.Sprintf(format, args...), Token: a.token, Repeat: a.verdict == repeated}
-		return reply{status: http.StatusOK, body: withLock(encode(words), a.lock)}, nil
-	}
-	nothing := func(format string, args ...any) (reply, error) {
-		return say(resource.NothingDone+format, args...)
-	}
-	deny := func(status int, format string, args ...any) (reply, error) {
-		return reply{}, &failure{status: status, message: fmt.Sprintf(format, args...), lock: a.lock, position: a.lock.position(a.waiter)}
-	}
+func (a answer) reply(asker identity) reply {
+	name, by := a.lock.name, asker.LockedBy
 	switch a.verdict {
 	case granted:
-		return say("lock %s acquired by %s with the key %s", name, by, who.Key)
+		return a.success("lock %s acquired by %s with the key %s", name, by, asker.Key)
 	case repeated:
-		return say("lock %s was acquired by %s with the key %s before, by this same claim", name, by, who.Key)
+		return a.success("lock %s was acquired by %s with the key %s before, by this same claim", name, by, asker.Key)
 	case released:
-		return say("lock %s released by %s", name, by)
+		return a.success("lock %s released by %s", name, by)
 	case withdrew:
-		return say("lock %s: the claim of %s is withdrawn, it no longer waits", name, by)
+		return a.success("lock %s: the claim of %s is withdrawn, it no longer waits", name, by)
 	case withdrawn:
-		return deny(http.StatusLocked, "the claim of %s on lock %s was withdrawn while it waited", by, name)
+		return a.refusal(http.StatusLocked, "the claim of %s on lock %s was withdrawn while it waited", by, name)
 	case alreadyEnded:
-		return nothing("this claim of %s on lock %s has ended before, it was released, withdrawn, expired or forced", by, name)
+		return a.success(resource.NothingDone+"this claim of %s on lock %s has ended before, it was released, withdrawn, expired or forced", by, name)
 	case neverTaken:
-		return nothing("this claim never got lock %s, and nobody else's hold was touched", name)
+		return a.success(resource.NothingDone+"this claim never got lock %s, and nobody else's hold was touched", name)
 	case wasFree:
-		return nothing("lock %s is free", name)
+		return a.success(resource.NothingDone+"lock %s is free", name)
 	case noSuchHolder:
-		return nothing("%s is not among the holders; %s", by, a.lock.heldBy())
+		return a.success(resource.NothingDone+"%s is not among the holders; %s", by, a.lock.heldBy())
 	case forced:
-		return say("lock %s: the hold of %s is ended by force", name, cmp.Or(by, "everyone"))
+		return a.success("lock %s: the hold of %s is ended by force", name, cmp.Or(by, "everyone"))
 	case changedHands:
-		return deny(http.StatusPreconditionFailed, "lock %s changed hands meanwhile, nothing was freed; %s", name, a.lock.heldBy())
+		return a.refusal(http.StatusPreconditionFailed, "lock %s changed hands meanwhile, nothing was freed; %s", name, a.lock.heldBy())
 	case overLimit:
-		return reply{}, &failure{status: http.StatusTooManyRequests, message: a.lock.overLimit()}
+		return problem(http.StatusTooManyRequests, a.lock.overLimit(), nil)
 	case wrongKey:
-		return deny(http.StatusLocked, "the key %s does not fit; %s", who.Key, a.lock.heldBy())
+		return a.refusal(http.StatusLocked, "the key %s does not fit; %s", asker.Key, a.lock.heldBy())
 	}
-	return deny(http.StatusLocked, "%s%s", a.lock.heldBy(), a.lock.whyNot(who))
+	return a.refusal(http.StatusLocked, "%s%s", a.lock.heldBy(), a.lock.whyNot(asker))
+}
+
+func (a answer) success(format string, args ...any) reply {
+	words := resource.Answer{Response: fmt.Sprintf(format, args...), Token: a.token, Repeat: a.verdict == repeated}
+	return reply{status: http.StatusOK, body: withLock(encode(words), a.lock)}
+}
+
+func (a answer) refusal(status int, format string, args ...any) reply {
+	words := resource.Error{Error: oneLine(fmt.Sprintf(format, args...)), Position: a.lock.position(a.waiter)}
+	rep := reply{status: status, body: withLock(encode(words), a.lock)}
+	if status == http.StatusLocked {
+		rep.header = map[string]string{"Retry-After": "1"}
+	}
+	return rep
 }
 
 func (l *lock) overLimit() string {

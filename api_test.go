@@ -306,7 +306,7 @@ func serveState(t testing.TB, s *state, steps steps, log *slog.Logger) *api {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := newCommitter(st, cmp.Or(s, loaded), log, time.Now)
+	c, err := newCommitter(st, cmp.Or(s, loaded), newMetrics(), log, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,5 +317,11 @@ func serveState(t testing.TB, s *state, steps steps, log *slog.Logger) *api {
 		<-ended
 		st.close()
 	})
-	return newAPI(c, nil, log)
+	return apiFor(c, log)
+}
+
+func apiFor(c *committer, log *slog.Logger) *api {
+	a := newAPI(nil, c.metrics, log, time.Now)
+	a.begin(c)
+	return a
 }

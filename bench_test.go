@@ -32,7 +32,7 @@ func served(b testing.TB) (url string, c *committer) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	c, err = newCommitter(st, s, quiet(), time.Now)
+	c, err = newCommitter(st, s, newMetrics(), quiet(), time.Now)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -284,7 +284,7 @@ func Benchmark10000Held(b *testing.B) {
 	s := manyHeld()
 	commit := bareCommit(b, len(s.appendTo(nil)), 1)
 	st, _ := openAt(b, filepath.Join(b.TempDir(), "locker.json"))
-	c, err := newCommitter(st, s, quiet(), time.Now)
+	c, err := newCommitter(st, s, newMetrics(), quiet(), time.Now)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -311,7 +311,7 @@ func Benchmark10000Held(b *testing.B) {
 func BenchmarkStart(b *testing.B) {
 	path := filepath.Join(b.TempDir(), "locker.json")
 	st, _ := openAt(b, path)
-	if err := st.save(manyHeld()); err != nil {
+	if _, err := st.save(manyHeld()); err != nil {
 		b.Fatal(err)
 	}
 	st.close()
@@ -325,7 +325,7 @@ func BenchmarkStart(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := newCommitter(st, s, quiet(), time.Now); err != nil {
+		if _, err := newCommitter(st, s, newMetrics(), quiet(), time.Now); err != nil {
 			b.Fatal(err)
 		}
 		st.close()

@@ -41,8 +41,8 @@ func testFaultBeforeRename(t *testing.T, r *rig, step string, applied bool) {
 	if step != "create" || !applied { // a file that nobody was told of stays until the next start
 		onlyFiles(t, r.path)
 	}
-	if read(t, r.path) != file || r.now() != "k:a" || r.c.failing.Load() == nil {
-		t.Errorf("state %s, failing %v; want it unchanged, and failing", r.now(), r.c.failing.Load())
+	if read(t, r.path) != file || r.now() != "k:a" || r.c.failing() == nil {
+		t.Errorf("state %s, failing %v; want it unchanged, and failing", r.now(), r.c.failing())
 	}
 	r.wantWaiting(waiting)
 	r.want(<-r.take(t.Context(), "other c", 0), refused) // what needs no commit is answered
@@ -50,7 +50,7 @@ func testFaultBeforeRename(t *testing.T, r *rig, step string, applied bool) {
 	r.setFault(nil)
 	time.Sleep(time.Second + time.Millisecond)
 	synctest.Wait()
-	if r.c.failing.Load() != nil {
+	if r.c.failing() != nil {
 		t.Error("still failing a second after the disk was well again")
 	}
 	r.want(r.release("k a"), released)
@@ -161,7 +161,7 @@ func TestStatusOfAFault(t *testing.T) {
 		syscall.EIO:    http.StatusServiceUnavailable,
 		fmt.Errorf("%w: %w", errUnknown, syscall.ENOSPC): http.StatusServiceUnavailable,
 	} {
-		if got := errorReply(http.Header{}, fmt.Errorf("save state: %w", errno)).status; got != want {
+		if got := errorReply(fmt.Errorf("save state: %w", errno)).status; got != want {
 			t.Errorf("%v: %d, want %d", errno, got, want)
 		}
 	}

@@ -325,7 +325,7 @@ func TestStartForgetsNothingInPlace(t *testing.T) {
 		s.locks = append(s.locks, l)
 	}
 	s.revision = maxFree + 100
-	if err := st.save(s); err != nil {
+	if _, err := st.save(s); err != nil {
 		t.Fatal(err)
 	}
 	st.close()
@@ -348,7 +348,7 @@ func TestPlacesCountFromListening(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := newCommitter(st, s, quiet(), time.Now)
+		c, err := newCommitter(st, s, newMetrics(), quiet(), time.Now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -446,7 +446,7 @@ func TestGoneBeforeTheAnswer(t *testing.T) {
 				if row.method == "DELETE" {
 					hangUp()
 				}
-				a := newAPI(r.c, nil, quiet())
+				a := apiFor(r.c, quiet())
 				a.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, row.method, "/lock/l", strings.NewReader(row.body)))
 				synctest.Wait()
 				r.wantState(row.holders, "")
@@ -461,7 +461,7 @@ func TestStopGivesBackWhatIsNotTaken(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "locker.json")
 	synctest.Test(t, func(t *testing.T) {
 		st, s := openAt(t, path)
-		c, err := newCommitter(st, s, quiet(), time.Now)
+		c, err := newCommitter(st, s, newMetrics(), quiet(), time.Now)
 		if err != nil {
 			t.Fatal(err)
 		}

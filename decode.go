@@ -19,6 +19,8 @@ import (
 // This file reads what clients say: names, queries, bodies and conditions. It is
 // strict: what would otherwise silently not count is refused.
 
+const maxWait = 60 * time.Second // more is cut to that
+
 // noIfMatch refuses a condition that would otherwise silently not be met.
 func noIfMatch(r *http.Request) error {
 	if len(r.Header.Values("If-Match")) > 0 {
@@ -26,6 +28,10 @@ func noIfMatch(r *http.Request) error {
 	}
 	return nil
 }
+
+// pathOf returns the path as it was sent. EscapedPath is not: of /lock/a%2Fgrün
+// it makes /lock/a/gr%C3%BCn, which is another one.
+func pathOf(r *http.Request) string { return cmp.Or(r.URL.RawPath, r.URL.EscapedPath()) }
 
 // lockName returns the path's lock. Its segment is percent-encoded (RFC 3986).
 func lockName(r *http.Request) (string, error) {
@@ -38,7 +44,7 @@ func lockName(r *http.Request) (string, error) {
 		err = errors.New("the lock's name has a #: in a path it is %23")
 	}
 	if err != nil {
-		return "", badRequest(err)
+		return "", err
 	}
 	return name, nil
 }
@@ -47,11 +53,11 @@ func lockName(r *http.Request) (string, error) {
 func parseQuery(r *http.Request, known ...string) (url.Values, error) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return nil, badRequest(fmt.Errorf("query: %w", err))
+		return nil, fmt.Errorf("query: %w", err)
 	}
 	for name, values := range query {
 		if !slices.Contains(known, name) || len(values) > 1 {
-			return nil, badRequest(fmt.Errorf("query: %q is unknown here, or given twice", name))
+			return nil, fmt.Errorf("query: %q is unknown here, or given twice", name)
 		}
 	}
 	return query, nil
@@ -181,4 +187,32 @@ func revisionOf(headers []string) (*uint64, error) {
 		return nil, fmt.Errorf(`If-Match is %q: it must be one revision in quotes, such as "17"`, tag)
 	}
 	return &revision, nil
+}
+
+// listWait returns how long a client that has the list wants to wait for a
+// change.
+func listWait(r *http.Request) (time.Duration, error) {
+	query, err := parseQuery(r, "wait")
+	if err != nil || !query.Has("wait") {
+		return 0, err
+	}
+	var wait resource.Duration
+	if err := wait.UnmarshalText([]byte(query.Get("wait"))); err != nil {
+		return 0, fmt.Errorf("wait: %w", err)
+	}
+	return min(time.Duration(wait), maxWait), nil
+}
+
+// isForce reports whether a release is to be one by force.
+func isForce(r *http.Request) bool {
+	return r.URL.RawQuery != "" && r.URL.Query().Get("force") == "true"
+}
+
+// notForced refuses a value of force that is neither true nor false.
+func notForced(r *http.Request) error {
+	query, err := parseQuery(r, "force")
+	if force := query.Get("force"); err == nil && query.Has("force") && force != "false" {
+		return fmt.Errorf("force is %q: it must be true or false", force)
+	}
+	return err
 }

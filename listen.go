@@ -129,6 +129,8 @@ type silence struct {
 	since time.Time
 }
 
+func newConns(log *slog.Logger) *conns { return &conns{quiet: map[net.Conn]silence{}, log: log} }
+
 func (c *conns) track(conn net.Conn, state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -86,7 +86,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if st.imported {
 		log.Info("the original locker's state is imported", "kept", st.path+".v1")
 	}
-	c, err := newCommitter(st, s, log, time.Now)
+	counts := newMetrics()
+	c, err := newCommitter(st, s, counts, log, time.Now)
 	if err != nil {
 		return err
 	}
@@ -95,31 +96,37 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if cfg.localOnly {
 		log.Warn("listening on this machine only, because there are no credentials: set AUTH_USER and AUTH_PASS, or LISTEN")
 	}
-	err = serve(ctx, listener, cfg, c, log)
+	err = newEndpoint(listener, cfg, newAPI(cfg.credentials, counts, log, time.Now), log).serve(ctx, c)
 	log.Info("stop")
 	return err
 }
 
-// serve answers on listener until ctx is done or the state cannot be kept. When
-// it returns, everyone has been answered, and as far as commits succeed
-// everything is committed.
-func serve(ctx context.Context, listener net.Listener, cfg *config, c *committer, log *slog.Logger) error {
-	a := newAPI(c, cfg.credentials, log)
-	srv := newServer(a, log)
-	conns := &conns{quiet: map[net.Conn]silence{}, log: log}
-	srv.ConnState = conns.track
-	listener = newLimited(listener, maxConns(), conns.makeRoom, &a.crowded)
+// endpoint is what answers HTTP. It stays while committers come and go.
+type endpoint struct {
+	api         *api
+	server      *http.Server
+	listener    net.Listener
+	conns       *conns
+	certificate *certificate // nil: plain HTTP
+}
+
+func newEndpoint(l net.Listener, cfg *config, a *api, log *slog.Logger) *endpoint {
+	e := &endpoint{api: a, server: newServer(a, log), conns: newConns(log), certificate: cfg.certificate}
+	e.server.ConnState = e.conns.track
+	e.listener = newLimited(l, maxConns(), e.conns.makeRoom, &a.crowded)
+	return e
+}
+
+// serve answers by what c decides until ctx is done, the listener fails or the
+// state cannot be kept. When it returns, everyone has been answered, and as far
+// as commits succeed everything is committed.
+func (e *endpoint) serve(ctx context.Context, c *committer) error {
+	e.api.begin(c)
 	written, served := make(chan error, 1), make(chan error, 1)
 	go func() { written <- c.run() }()
-	if cfg.certificate == nil {
-		go func() { served <- srv.Serve(listener) }()
-	} else {
-		watching, stop := context.WithCancel(ctx)
-		defer stop()
-		go cfg.certificate.watch(watching)
-		srv.TLSConfig = cfg.certificate.config()
-		go func() { served <- srv.ServeTLS(listener, "", "") }()
-	}
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() { served <- e.accept(watching) }()
 	var err error
 	select {
 	case <-ctx.Done():
@@ -128,17 +135,33 @@ func serve(ctx context.Context, listener net.Listener, cfg *config, c *committer
 	case err = <-written:
 		written <- nil
 	}
-	listener.Close() // before anyone is told to try again
+	e.listener.Close() // before anyone is told to try again
 	c.drain()
-	conns.closeNew()
-	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
-	defer cancel()
-	if srv.Shutdown(stopping) != nil {
-		srv.Close()
-	}
-	a.wait() // what could not be delivered is given back first
+	e.finish(ctx)
 	c.close()
 	return errors.Join(err, <-written)
+}
+
+// accept serves connections until the listener is closed.
+func (e *endpoint) accept(ctx context.Context) error {
+	if e.certificate == nil {
+		return e.server.Serve(e.listener)
+	}
+	go e.certificate.watch(ctx)
+	e.server.TLSConfig = e.certificate.config()
+	return e.server.ServeTLS(e.listener, "", "")
+}
+
+// finish returns when all answers are written, or their time is over, and what
+// could not be delivered is on its way back.
+func (e *endpoint) finish(ctx context.Context) {
+	e.conns.closeNew()
+	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+	defer cancel()
+	if e.server.Shutdown(stopping) != nil {
+		e.server.Close()
+	}
+	e.api.wait()
 }
 
 func newServer(a *api, log *slog.Logger) *http.Server {

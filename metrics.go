@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,7 +31,7 @@ type metrics struct {
 }
 
 // requestKind is the labels of one counter of requests. Both come from closed
-// sets: see operation, verdict and the statuses of the API.
+// sets: the table of routes, verdict and the statuses of the API.
 type requestKind struct{ op, result string }
 
 // newMetrics returns counters at zero. The buckets of a commit go from a fast
@@ -87,35 +86,6 @@ func (m *metrics) grants(events []event) {
 	}
 }
 
-// operation returns what a request asks for, "other" when that is nothing the
-// locker does.
-func operation(r *http.Request) string {
-	method := r.Method
-	if method == "HEAD" {
-		method = "GET"
-	}
-	switch method + " " + resourceOf(r) {
-	case "PUT /lock/":
-		return "take"
-	case "DELETE /lock/":
-		if r.URL.RawQuery != "" && r.URL.Query().Get("force") == "true" {
-			return "force"
-		}
-		return "release"
-	case "GET /lock/":
-		return "show"
-	case "GET /locks":
-		return "list"
-	case "GET /":
-		return "page"
-	case "GET /health":
-		return "health"
-	case "GET /metrics":
-		return "metrics"
-	}
-	return "other"
-}
-
 // histogram counts durations by upper bounds in seconds.
 type histogram struct {
 	bounds []float64
@@ -137,17 +107,14 @@ func (h *histogram) observe(d time.Duration) {
 	h.sum.Add(int64(d))
 }
 
-// measures answers a scrape.
-func (a *api) measures(r *http.Request, _ []byte) (reply, error) {
-	if _, err := parseQuery(r); err != nil {
-		return reply{}, err
-	}
+// exposed returns all metrics at that time of the wall clock.
+func exposed(build string, s *state, m *metrics, now time.Time) []byte {
 	var e exposition
 	e.family("locker_build_info", "gauge", "The version that runs; always 1.")
-	e.sample("locker_build_info", 1, "version", a.build)
-	e.state(a.committer.state().state, a.committer.wall())
-	e.counters(a.committer.metrics)
-	return reply{status: http.StatusOK, contentType: metricsType, body: [][]byte{bytes.TrimSuffix(e.Bytes(), []byte("\n"))}}, nil
+	e.sample("locker_build_info", 1, "version", build)
+	e.state(s, now)
+	e.counters(m)
+	return e.Bytes()
 }
 
 // exposition is metrics in the text format. Every family is written once, its

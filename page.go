@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
-	"net/http"
 )
 
 // page is the status page: one file, served as it is.
@@ -30,12 +29,4 @@ func hashOf(element string) string {
 	text, _, _ = bytes.Cut(text, []byte("</"+element+">"))
 	sum := sha256.Sum256(text)
 	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
-}
-
-func (a *api) page(r *http.Request, _ []byte) (reply, error) {
-	if _, err := parseQuery(r); err != nil {
-		return reply{}, err
-	}
-	body := bytes.TrimSuffix(page, []byte("\n")) // write adds it
-	return reply{status: http.StatusOK, contentType: "text/html; charset=utf-8", policy: a.policy, body: [][]byte{body}}, nil
 }

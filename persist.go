@@ -161,15 +161,30 @@ func (st *store) keepOriginal(data []byte) error {
 	return st.replace(name, data)
 }
 
-// save makes s the content of the state file, durably. An error that wraps
+// save makes s the content of the state file, durably, and returns its size in
+// bytes. An error that wraps
 // errUnknown leaves it open whether the file is the old or the new one; after
 // any other it is the old one.
-func (st *store) save(s *state) error {
+func (st *store) save(s *state) (size int, err error) {
 	if err := st.guarded(); err != nil {
-		return fmt.Errorf("save state: %w", err)
+		return 0, fmt.Errorf("save state: %w", err)
 	}
 	st.buf = s.appendTo(st.buf[:0])
-	return st.replace(st.path, st.buf)
+	return len(st.buf), st.replace(st.path, st.buf)
+}
+
+// outOfSpace reports whether a write failed for want of space: a full disk, a
+// quota or a file size limit.
+func outOfSpace(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
+}
+
+// cause returns what the system said, without the names of files.
+func cause(err error) string {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		return "commits fail: " + errno.Error()
+	}
+	return "commits fail: see the locker's log"
 }
 
 // guarded reports an error when FILE.lock is not the file that this process

@@ -59,7 +59,7 @@ func TestSaveAndLoad(t *testing.T) {
 	b.take(of("other b 2"), true)
 	b.release(of("k x 3").identity, true)
 	b.batch(func(d *draft) outcome { return d.take(`"quotes", a/slash and ünïcode`, of("k a"), false) })
-	if err := st.save(b.s); err != nil {
+	if _, err := st.save(b.s); err != nil {
 		t.Fatal(err)
 	}
 	info, err := os.Stat(path)
@@ -127,7 +127,7 @@ func TestImport(t *testing.T) {
 		st.close()
 	}
 	st, s := openAt(t, path)
-	if err := st.save(s); err != nil {
+	if _, err := st.save(s); err != nil {
 		t.Fatal(err)
 	}
 	st.close()
@@ -238,17 +238,17 @@ func TestGuardIsLookedAt(t *testing.T) {
 	if err := os.Rename(path+".lock", path+".moved"); err != nil {
 		t.Fatal(err)
 	}
-	if err := st.save(s); err == nil || errors.Is(err, errUnknown) {
+	if _, err := st.save(s); err == nil || errors.Is(err, errUnknown) {
 		t.Errorf("without its guard: %v, want a refusal", err)
 	}
 	writeFile(t, path+".lock", "")
-	if err := st.save(s); err == nil || !strings.Contains(err.Error(), path+".lock") {
+	if _, err := st.save(s); err == nil || !strings.Contains(err.Error(), path+".lock") {
 		t.Errorf("with another guard: %v, want a refusal that names it", err)
 	}
 	if err := os.Rename(path+".moved", path+".lock"); err != nil {
 		t.Fatal(err)
 	}
-	if err := st.save(s); err != nil {
+	if _, err := st.save(s); err != nil {
 		t.Errorf("with its guard back: %v", err)
 	}
 }
@@ -292,7 +292,7 @@ func TestStateFileBehindALink(t *testing.T) {
 		t.Fatal(err)
 	}
 	st, s := openAt(t, link)
-	if err := st.save(s); err != nil {
+	if _, err := st.save(s); err != nil {
 		t.Fatal(err)
 	}
 	if info, err := os.Lstat(link); err != nil || info.Mode()&os.ModeSymlink == 0 {

@@ -32,7 +32,7 @@ func newRig(t testing.TB, path string) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.c, err = newCommitter(st, s, quiet(), func() time.Time { return time.Now().Add(time.Duration(r.jump.Load())) })
+	r.c, err = newCommitter(st, s, newMetrics(), quiet(), func() time.Time { return time.Now().Add(time.Duration(r.jump.Load())) })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -192,7 +192,7 @@ func serveBy(t testing.TB, l net.Listener, cfg *config, log *slog.Logger, wall f
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := newCommitter(st, s, log, wall)
+	c, err := newCommitter(st, s, newMetrics(), log, wall)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,6 +205,12 @@ func serveBy(t testing.TB, l net.Listener, cfg *config, log *slog.Logger, wall f
 	stop = sync.OnceValue(func() error { cancel(); return <-ended })
 	t.Cleanup(func() { stop() })
 	return stop
+}
+
+// serve has a process serve what c decides.
+func serve(ctx context.Context, l net.Listener, cfg *config, c *committer, log *slog.Logger) error {
+	a := newAPI(cfg.credentials, c.metrics, log, c.wall)
+	return newEndpoint(l, cfg, a, log).serve(ctx, c)
 }
 
 // newCertificate writes a new self-signed certificate for 127.0.0.1 and its
