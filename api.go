@@ -232,7 +232,7 @@ func cause(err error) string {
 func (a *api) list(r *http.Request, _ []byte) (reply, error) {
 	query, err := parseQuery(r, "wait")
 	if err != nil {
-		return reply{}, err
+		return reply{}, badRequest(err)
 	}
 	var wait resource.Duration
 	if query.Has("wait") {
@@ -278,10 +278,10 @@ func (a *api) pause(ctx context.Context) {
 func (a *api) show(r *http.Request, _ []byte) (reply, error) {
 	name, err := lockName(r)
 	if err != nil {
-		return reply{}, err
+		return reply{}, badRequest(err)
 	}
 	if _, err := parseQuery(r); err != nil {
-		return reply{}, err
+		return reply{}, badRequest(err)
 	}
 	l := a.committer.state().look(name)
 	return reply{status: http.StatusOK, etag: etag(l.Revision), body: [][]byte{l.shown()}}, nil
@@ -290,10 +290,10 @@ func (a *api) show(r *http.Request, _ []byte) (reply, error) {
 func (a *api) take(r *http.Request, body []byte) (reply, error) {
 	name, err := lockName(r)
 	if err != nil {
-		return reply{}, err
+		return reply{}, badRequest(err)
 	}
 	if _, err := parseQuery(r); err != nil {
-		return reply{}, err
+		return reply{}, badRequest(err)
 	}
 	c, wait, err := decodeTake(body)
 	if err := errors.Join(err, noIfMatch(r)); err != nil {
@@ -309,11 +309,11 @@ func (a *api) take(r *http.Request, body []byte) (reply, error) {
 func (a *api) release(r *http.Request, body []byte) (reply, error) {
 	name, err := lockName(r)
 	if err != nil {
-		return reply{}, err
+		return reply{}, badRequest(err)
 	}
 	query, err := parseQuery(r, "force")
 	if err != nil {
-		return reply{}, err
+		return reply{}, badRequest(err)
 	}
 	switch force := query.Get("force"); {
 	case force == "true":
@@ -331,7 +331,7 @@ func (a *api) release(r *http.Request, body []byte) (reply, error) {
 }
 
 func (a *api) force(r *http.Request, name string, body []byte) (reply, error) {
-	lockedBy, reason, err := decodeForce(body)
+	f, err := resource.DecodeForce(body)
 	if err != nil {
 		return reply{}, badRequest(err)
 	}
@@ -344,8 +344,8 @@ func (a *api) force(r *http.Request, name string, body []byte) (reply, error) {
 		by = r.RemoteAddr
 	}
 	return a.ask(&request{lock: name, frees: true, ctx: context.WithoutCancel(r.Context()), apply: func(d *draft) outcome {
-		return d.force(name, lockedBy, ifMatch, by, reason)
-	}}, identity{LockedBy: lockedBy})
+		return d.force(name, f.LockedBy, ifMatch, by, f.Reason)
+	}}, identity{LockedBy: f.LockedBy})
 }
 
 // ask has a request done and puts the outcome into words.

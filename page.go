@@ -34,7 +34,7 @@ func hashOf(element string) string {
 
 func (a *api) page(r *http.Request, _ []byte) (reply, error) {
 	if _, err := parseQuery(r); err != nil {
-		return reply{}, err
+		return reply{}, badRequest(err)
 	}
 	body := bytes.TrimSuffix(page, []byte("\n")) // write adds it
 	return reply{status: http.StatusOK, contentType: "text/html; charset=utf-8", policy: a.policy, body: [][]byte{body}}, nil

@@ -95,7 +95,7 @@ func (c *claim) interrupt(leaving context.Context, ended <-chan taken, giveUp fu
 // requests.
 func (c *claim) take(ctx, requests context.Context) (t taken) {
 	ask := Take{
-		Key: string(c.params.key), LockedBy: string(c.params.lockedBy), ID: c.id, Link: c.link,
+		Key: c.params.key, LockedBy: c.params.lockedBy, ID: c.id, Link: c.link,
 		Wait: Duration(firstWait), TTL: Duration(c.params.ttl),
 	}
 	trying := &patience{budget: outBudget, say: c.say}
@@ -180,10 +180,10 @@ type queueLog struct {
 func (q *queueLog) show(r *refusal) {
 	now := time.Now()
 	place := inLine(r.lock, r.position)
-	fresh := held(q.name, r.lock, time.Time{}) + place
+	fresh := HeldBy(q.name, r.lock, time.Time{}) + place
 	if fresh == q.shown && now.Add(nextWait+time.Second).Sub(q.at) < sayAgain {
 		return
 	}
 	q.shown, q.at = fresh, now
-	q.say.waiting(fmt.Sprintf("%s; %s is %s", held(q.name, r.lock, now), q.params.lockedBy, place))
+	q.say.waiting(fmt.Sprintf("%s; %s is %s", HeldBy(q.name, r.lock, now), q.params.lockedBy, place))
 }
