@@ -259,6 +259,7 @@ func badRequests() []rawRequest {
 		{"invalid UTF-8 in a query's name", "GET /locks?\xff=1 HTTP/1.1\r\n" + host + "\r\n", bad, `query: "\xff" is unknown here, or given twice`, goesOn},
 		{"wait beyond all numbers", "GET /locks?wait=1e999s HTTP/1.1\r\n" + host + "\r\n", bad, `wait: "1e999s" is not a duration such as "90s" or "2h30m"`, goesOn},
 		{"wait of 2^63 ns", "GET /locks?wait=9223372036854775808ns HTTP/1.1\r\n" + host + "\r\n", bad, `wait: "9223372036854775808ns" is not a duration such as "90s" or "2h30m"`, goesOn},
+		{"query of the metrics", "GET /metrics?name=x HTTP/1.1\r\n" + host + "\r\n", bad, `query: "name" is unknown here, or given twice`, goesOn},
 		{"query of 10 KB", "GET /locks?" + strings.Repeat("x", 10_000) + " HTTP/1.1\r\n" + host + "\r\n", bad, `query: "` + strings.Repeat("x", maxProblem-8) + "…", goesOn},
 		{"1,000 queries", "GET /locks?" + strings.Repeat("wait=1s&", 1_000) + " HTTP/1.1\r\n" + host + "\r\n", bad, `query: "wait" is unknown here, or given twice`, goesOn},
 	}

@@ -140,7 +140,7 @@ func (h *histogram) observe(d time.Duration) {
 // measures answers a scrape.
 func (a *api) measures(r *http.Request, _ []byte) (reply, error) {
 	if _, err := parseQuery(r); err != nil {
-		return reply{}, err
+		return reply{}, badRequest(err)
 	}
 	var e exposition
 	e.family("locker_build_info", "gauge", "The version that runs; always 1.")

@@ -54,13 +54,14 @@ func Object(data []byte, each func(name string, value json.RawMessage, offset in
 		return errors.New("this is not a JSON object")
 	}
 	seen := map[string]bool{}
+	var raw json.RawMessage
 	for dec.More() {
 		token, err := dec.Token()
-		var value json.RawMessage
-		if err := errors.Join(err, dec.Decode(&value)); err != nil {
+		if err := errors.Join(err, dec.Decode(&raw)); err != nil {
 			return err
 		}
-		name := token.(string)
+		end := int(dec.InputOffset())
+		name, value := token.(string), data[end-len(raw):end]
 		switch {
 		case seen[name]:
 			return fmt.Errorf("%q is given twice", name)
@@ -68,7 +69,7 @@ func Object(data []byte, each func(name string, value json.RawMessage, offset in
 			return fmt.Errorf("%q has half of an escaped surrogate pair, which is not a character", name)
 		}
 		seen[name] = true
-		if err := each(name, value, int(dec.InputOffset())-len(value)); err != nil {
+		if err := each(name, value, end-len(raw)); err != nil {
 			return err
 		}
 	}
@@ -98,7 +99,8 @@ func store(value json.RawMessage, field any) error {
 	}
 	err := json.Unmarshal(value, field)
 	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		return fmt.Errorf("a JSON %s is not what belongs here: %s", wrong.Value, wanted(wrong.Type))
+		kind, _, _ := strings.Cut(wrong.Value, " ") // behind it stands the number
+		return fmt.Errorf("a JSON %s is not what belongs here: %s", kind, wanted(wrong.Type))
 	}
 	return err
 }

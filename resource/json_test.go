@@ -63,6 +63,22 @@ func TestDecode(t *testing.T) {
 	}
 }
 
+// A value in the wrong place may be a secret: the errors of plain members do
+// not repeat it.
+func TestDecodeRepeatsNoValue(t *testing.T) {
+	for _, value := range []string{`4711`, `-4711.5`, `1e4711`, `"4711"`, `[4711]`, `["4711"]`, `{"4711":"4711"}`, `"\ud8004711"`, `"4711`, `4711x`, `x4711`} {
+		for _, field := range []any{new(string), new(*string), new(bool), new(int)} {
+			err := Decode([]byte(`{"a":`+value+`}`), map[string]any{"a": field})
+			if err != nil && strings.Contains(err.Error(), "4711") {
+				t.Errorf("%s for a %T: %v", value, field, err)
+			}
+		}
+		if err := Decode([]byte(`{"b":`+value+`}`), map[string]any{}); err == nil || strings.Contains(err.Error(), "4711") {
+			t.Errorf("%s for nothing: %v", value, err)
+		}
+	}
+}
+
 // FuzzObject: what encoding/json takes for one object, Object splits into the
 // same members.
 func FuzzObject(f *testing.F) {
