@@ -5,15 +5,15 @@ import (
 	"time"
 )
 
-// This file is contexts that outlast an abort for a while.
+// This file makes contexts that outlast an abort for a while.
 
-// outlive returns a context that is done that long after ctx is.
+// outlive returns a context that is done when ctx has been done for that long.
 func outlive(ctx context.Context, more time.Duration) (context.Context, context.CancelFunc) {
 	return endAfter(context.WithoutCancel(ctx), ctx, more)
 }
 
-// endAfter returns a context that is done when parent is, or that long after
-// signal is and this call.
+// endAfter returns a context that is done when parent is, or when signal has been
+// done for that long since this call.
 func endAfter(parent, signal context.Context, more time.Duration) (context.Context, context.CancelFunc) {
 	outliving, cancel := context.WithCancel(parent)
 	stop := context.AfterFunc(signal, func() {

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// This file is what the environment says of a build: its id and its link.
+// This file reads the environment of a build for its id and its link.
 
 // buildID names the build, the same in every step and every run of it. It
 // reports whether the environment says which build it is; otherwise the id is
@@ -37,8 +37,8 @@ func buildLink(getenv func(string) string) string {
 	return ""
 }
 
-// withoutCredentials returns the address without those in it, which are for
-// nobody to see.
+// withoutCredentials returns the address without its user and password, which
+// nobody may see.
 func withoutCredentials(address string) string {
 	u, err := url.Parse(address)
 	if err != nil || u.User == nil {

@@ -8,7 +8,7 @@ import (
 )
 
 // Check answers with the lock's version and, when an older one is given, with
-// that before it. It reads none of the build's variables: they are stale there.
+// that before it. It reads no variable of a build: in a check they are stale.
 func Check(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer, args []string, getenv func(string) string) error {
 	return newProgram(stdin, stdout, stderr, args, getenv).check(ctx)
 }
@@ -24,7 +24,7 @@ func (p *program) check(ctx context.Context) error {
 	}
 	var given version
 	if json.Unmarshal(r.version, &given) != nil {
-		given = version{} // another resource type's, from before this one
+		given = version{} // another resource type's, used before this one
 	}
 	return p.answer(versions(l.Revision, given.Ref))
 }

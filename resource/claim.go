@@ -10,7 +10,7 @@ import (
 
 // This file is what a put asks for, and what it answers.
 
-const outBudget = 10 * time.Minute // how long out goes on trying, as long as its claim is not queued
+const outBudget = 10 * time.Minute // how long out goes on trying, until its claim is queued
 
 // outParams is what a put asks for, checked.
 type outParams struct {
@@ -42,7 +42,7 @@ func (o *outParams) check() error {
 	return errors.Join(append(problems, err)...)
 }
 
-// given returns nil for what is empty, as a variable may be: it is not there.
+// given returns nil for an empty name, as a variable may be: it counts as unset.
 func given(name string) *string {
 	if name == "" {
 		return nil
@@ -66,7 +66,7 @@ func (c *claim) releases(own bool) Release {
 	return Release{Key: c.params.key, LockedBy: c.params.lockedBy, ID: c.id, Own: own}
 }
 
-// report answers Concourse with the lock's version as a left it.
+// report answers Concourse with the version that the lock has after a.
 func (c *claim) report(a Answer, waited string) error {
 	ref, err := json.Marshal(version{strconv.FormatUint(a.Lock.Revision, 10)})
 	if err != nil {

@@ -74,8 +74,7 @@ func proxy(r *http.Request) (*url.URL, error) {
 	return u, nil
 }
 
-// failure is an attempt that brought no answer of the locker, or one that is
-// an error.
+// failure is an attempt that the locker did not answer, or answered with an error.
 type failure struct {
 	message string
 	final   bool          // trying again cannot help
@@ -195,7 +194,7 @@ func (c *client) unanswered(err error, waited time.Duration) error {
 }
 
 // certificateCause returns what is wrong with the server's certificate, or
-// with the scheme, and the mend; "" for any other error.
+// with the scheme, and what to do; "" for any other error.
 func certificateCause(err error) string {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		return "the server's certificate is not signed by a known authority: set ca_cert to that authority's certificate"
@@ -237,7 +236,7 @@ func (c *client) refused(resp *http.Response, data []byte) error {
 	return f
 }
 
-// mend says what to do about an answer that will not get better by itself.
+// mend says what to do about an answer that trying again cannot change.
 func mend(resp *http.Response) string {
 	switch status := resp.StatusCode; {
 	case status == http.StatusUnauthorized:

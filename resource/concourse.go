@@ -10,9 +10,9 @@ import (
 	"strings"
 )
 
-// This file is Concourse's protocol: JSON in on stdin, JSON out on stdout. A
-// problem of the request names the member and the mend, never the value: that
-// may be a secret in the wrong place.
+// This file is Concourse's protocol: JSON in on stdin, JSON out on stdout. What
+// is wrong with the request is said by the member's name and what to do, never
+// with the value: it may be a secret in the wrong place.
 //
 // https://concourse-ci.org/implementing-resource-types.html
 
@@ -37,7 +37,7 @@ type version struct {
 	Ref string `json:"ref"`
 }
 
-// field is one row of metadata. Concourse wants text.
+// field is one row of metadata. Concourse wants strings.
 type field struct {
 	Name  string `json:"name"`
 	Value string `json:"value"`
@@ -63,7 +63,7 @@ func rows(pairs ...string) []field {
 // request is what Concourse sends.
 type request struct {
 	source  source
-	version json.RawMessage // nil: none
+	version json.RawMessage // nil when there is none
 }
 
 // read reads the request. Params are stored where the fields point for their

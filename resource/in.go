@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// In writes DIR/lock, the names of who holds the lock, and DIR/lock.json, the
+// In writes DIR/lock, the names of the holders, and DIR/lock.json, the
 // lock as the server shows it, and answers with the version it was given.
 func In(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer, args []string, getenv func(string) string) error {
 	return newProgram(stdin, stdout, stderr, args, getenv).in(ctx)
@@ -43,7 +43,8 @@ func (p *program) in(ctx context.Context) error {
 		"since", oldest(l), "build", links(l), "waiting", strconv.Itoa(len(l.Waiters)))})
 }
 
-// checkIn wants a version to answer with, and a folder to write to.
+// checkIn reports that the version to answer with, or the folder to write to, is
+// missing.
 func checkIn(given json.RawMessage, args []string) error {
 	var problems []error
 	var members map[string]string
@@ -70,7 +71,7 @@ func writeLock(dir string, l Lock, data []byte) error {
 	return os.WriteFile(filepath.Join(dir, "lock.json"), data, 0o644)
 }
 
-// names returns who holds the lock, in the order in which it was granted.
+// names returns the names of the holders, in the order in which they were granted.
 func names(l Lock) []string {
 	var names []string
 	for _, h := range l.Holders {
@@ -79,7 +80,8 @@ func names(l Lock) []string {
 	return names
 }
 
-// oldest returns when the first of the present holds was granted, "" for none.
+// oldest returns when the first of the present holds was granted, "" if there is
+// none.
 func oldest(l Lock) string {
 	if len(l.Holders) == 0 {
 		return ""
@@ -88,7 +90,7 @@ func oldest(l Lock) string {
 	return first.Since.Format(time.RFC3339)
 }
 
-// links returns the builds that hold the lock.
+// links returns the links of the holders, each once.
 func links(l Lock) string {
 	links := map[string]bool{}
 	for _, h := range l.Holders {

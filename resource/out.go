@@ -16,7 +16,7 @@ const readTime = time.Second // how long the request may take to arrive after TE
 // Out takes or releases the lock and answers with its version.
 //
 // When ctx is done, lock gives back what it has, within 5 s, and fails; unlock
-// goes on for up to 8 s.
+// goes on trying for up to 8 s.
 func Out(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer, args []string, getenv func(string) string) error {
 	return newProgram(stdin, stdout, stderr, args, getenv).out(ctx)
 }
@@ -24,7 +24,7 @@ func Out(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer, args []
 func (p *program) out(ctx context.Context) error {
 	var params outParams
 	id, known := buildID(p.getenv)
-	reading, stop := outlive(ctx, readTime) // an aborted unlock has its request on the way
+	reading, stop := outlive(ctx, readTime) // the request of an aborted unlock may still be on its way
 	defer stop()
 	r, err := p.read(reading, params.fields(), func() error {
 		err := params.check()

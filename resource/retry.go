@@ -26,8 +26,8 @@ type patience struct {
 }
 
 // after waits before the next attempt, and says so. It returns err when there
-// should be none: err is final, the budget is spent, or ctx is done. When hurry
-// is done the next attempt comes at once, and the pauses are short from then on.
+// should not be a next one: err is final, the budget is spent, or ctx is done. When
+// hurry is done the next attempt comes at once, and from then on pauses are short.
 func (p *patience) after(ctx context.Context, err error) error {
 	f, ok := errors.AsType[*failure](err)
 	if !ok || f.final || ctx.Err() != nil {

@@ -18,7 +18,7 @@ const (
 )
 
 // speaker writes lines for people. It is safe for concurrent use. That nobody
-// can read them any more is no reason to fail.
+// can read them any more is not a reason to fail.
 type speaker struct {
 	mu sync.Mutex
 	w  io.Writer

@@ -8,8 +8,10 @@ import (
 	"time"
 )
 
+// This file is out's unlock, which goes on after an abort.
+
 const (
-	unlockTime = 8 * time.Second // how long unlock goes on after TERM
+	unlockTime = 8 * time.Second // how long unlock goes on trying after TERM
 
 	// After TERM an attempt is given up sooner, so that one connection that
 	// hangs does not use up the time. Repeating a release is safe: it has an id.

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// This file is the values of source and params that are not plain text. Their
-// errors do not repeat them.
+// This file is the values in source and params that are not plain text. Their
+// errors do not repeat the value.
 
 // flag is a bool that may be given as text, as an interpolated variable is.
 type flag bool
