@@ -66,7 +66,7 @@ func TestProblemsOfARequest(t *testing.T) {
 	} {
 		var stderr strings.Builder
 		var stdout strings.Builder
-		err := Out(t.Context(), strings.NewReader(test.request), &stdout, &stderr, nil, func(string) string { return "" })
+		err := Out(abortAfter(t, 0), strings.NewReader(test.request), &stdout, &stderr, nil, func(string) string { return "" }) // a request that is accepted ends soon
 		if err == nil || stdout.Len() > 0 {
 			t.Fatalf("%s: error %v, answered %s", test.request, err, stdout.String())
 		}
