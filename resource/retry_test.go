@@ -103,3 +103,23 @@ func TestPassingTrouble(t *testing.T) {
 		})
 	}
 }
+
+// A server that asks for a long pause gets the longest one of ours.
+func TestRetryAfter(t *testing.T) {
+	for after, want := range map[string]time.Duration{"7": 7 * time.Second, "3600": maxPause} {
+		synctest.Test(t, func(t *testing.T) {
+			var asked record
+			s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				if asked.note(r); len(asked.all()) > 1 {
+					answerWith(w, http.StatusOK, freedJSON)
+					return
+				}
+				w.Header().Set("Retry-After", after)
+				answerWith(w, http.StatusServiceUnavailable, `{"error":"stopping"}`)
+			})
+			if r := s.run(t.Context(), (*program).out, askUnlock); r.err != nil || r.took != want {
+				t.Errorf("Retry-After %s: error %v, took %s", after, r.err, r.took)
+			}
+		})
+	}
+}
