@@ -169,28 +169,11 @@ func (l *lock) whyNot(who identity) string {
 	return ""
 }
 
-// heldBy says who holds the lock, since when, and their link.
+// heldBy says who holds the lock, since when, and their link. It is put
+// together once, for all who are told; see shown.
 func (l *lock) heldBy() string {
-	if l.free() && len(l.Waiters) > 0 {
-		return fmt.Sprintf("lock %s is free, and kept for %s, who was first in line", l.name, l.Waiters[0].LockedBy)
-	}
-	if l.free() {
-		return fmt.Sprintf("lock %s is free", l.name)
-	}
-	const most = 3
-	var holders []string
-	for i, h := range l.Holders {
-		if i == most {
-			holders = append(holders, fmt.Sprintf("%d more", len(l.Holders)-most))
-			break
-		}
-		words := fmt.Sprintf("%s since %s", h.LockedBy, inSeconds(h.Since).Format(time.RFC3339))
-		if h.Link != "" {
-			words += " (" + h.Link + ")"
-		}
-		holders = append(holders, words)
-	}
-	return fmt.Sprintf("lock %s is held with the key %s by %s", l.name, l.Key, strings.Join(holders, ", "))
+	l.listed()
+	return l.held
 }
 
 // shown returns the lock as the API shows it. It is encoded once, for all who
@@ -204,7 +187,9 @@ func (l *lock) shown() []byte {
 // shown.
 func (l *lock) listed() []byte {
 	l.once.Do(func() {
-		object := encode(l.show())
+		shown := l.show()
+		object := encode(shown)
+		l.held = resource.HeldBy(l.name, shown, time.Time{})
 		l.json, l.size = slices.Concat(encode(l.name), []byte(":"), object), len(object)
 	})
 	return l.json

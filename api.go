@@ -15,6 +15,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/cloudfoundry-community/locker/resource"
 )
 
 // This file is the HTTP API. A request's way: ServeHTTP finds its route and
@@ -312,7 +314,7 @@ func (a *api) release(r *http.Request, body []byte) (reply, error) {
 func (a *api) force(r *http.Request, body []byte) (reply, error) {
 	name, nameErr := lockName(r)
 	_, queryErr := parseQuery(r, "force")
-	lockedBy, reason, bodyErr := decodeForce(body)
+	f, bodyErr := resource.DecodeForce(body)
 	ifMatch, matchErr := revisionOf(r.Header.Values("If-Match"))
 	if err := errors.Join(nameErr, queryErr, bodyErr, matchErr); err != nil {
 		return reply{}, badRequest{err}
@@ -322,8 +324,8 @@ func (a *api) force(r *http.Request, body []byte) (reply, error) {
 		by = r.RemoteAddr
 	}
 	return a.ask(&request{lock: name, frees: true, ctx: context.WithoutCancel(r.Context()), apply: func(d *draft) outcome {
-		return d.force(name, lockedBy, ifMatch, by, reason)
-	}}, identity{LockedBy: lockedBy})
+		return d.force(name, f.LockedBy, ifMatch, by, f.Reason)
+	}}, identity{LockedBy: f.LockedBy})
 }
 
 // ask has a request done and puts the outcome into words.

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -16,8 +14,8 @@ import (
 	"github.com/cloudfoundry-community/locker/resource"
 )
 
-// This file reads what clients say: names, queries, bodies and conditions. It is
-// strict: what would otherwise silently not count is refused.
+// This file reads what a request says: the lock's name, the query, the body and
+// conditions. It is strict: what would otherwise silently not count is refused.
 
 const maxWait = 60 * time.Second // more is cut to that
 
@@ -38,15 +36,12 @@ func lockName(r *http.Request) (string, error) {
 	segment := strings.TrimPrefix(pathOf(r), "/lock/")
 	name, err := url.PathUnescape(segment)
 	if err == nil {
-		err = checkLockName(name)
+		err = resource.CheckLockName("the lock's name", name)
 	}
 	if strings.Contains(segment, "#") { // others cut the path there, which is another lock
 		err = errors.New("the lock's name has a #: in a path it is %23")
 	}
-	if err != nil {
-		return "", err
-	}
-	return name, nil
+	return name, err
 }
 
 // parseQuery refuses what a typing error would otherwise silently leave out.
@@ -63,101 +58,23 @@ func parseQuery(r *http.Request, known ...string) (url.Values, error) {
 	return query, nil
 }
 
-func decodeTake(body []byte) (c claim, wait time.Duration, err error) {
-	var who asker
-	var asked resource.Duration
-	var ttl *resource.Duration
-	members := who.members()
-	maps.Copy(members, map[string]any{"wait": &asked, "ttl": &ttl, "link": &c.Link})
-	if err := resource.Decode(body, members); err != nil {
-		return claim{}, 0, err
-	}
-	c.identity, err = who.identity()
-	if ttl != nil {
-		c.TTL = *ttl
-		if c.TTL < resource.Duration(time.Second) {
-			err = errors.Join(err, errors.New("ttl is less than 1s: leave it out for a hold that does not expire"))
-		}
-	}
-	return c, min(time.Duration(asked), maxWait), errors.Join(err, resource.CheckLink(c.Link))
+// decodeTake returns the claim that a body makes, and how long it waits. The
+// error has every problem.
+func decodeTake(body []byte) (claim, time.Duration, error) {
+	t, err := resource.DecodeTake(body)
+	return claim{asker(t.Key, t.LockedBy, t.ID), t.TTL, t.Link}, min(time.Duration(t.Wait), maxWait), err
 }
 
+// decodeRelease returns whose hold a body gives back, and whether only its own.
+// The error has every problem.
 func decodeRelease(body []byte) (identity, bool, error) {
-	var who asker
-	var own bool
-	members := who.members()
-	members["own"] = &own
-	if err := resource.Decode(body, members); err != nil {
-		return identity{}, false, err
-	}
-	id, err := who.identity()
-	if own && id.ID == "" {
-		err = errors.Join(err, errors.New("own goes with an id: that says what this build took"))
-	}
-	return id, own, err
+	r, err := resource.DecodeRelease(body)
+	return asker(r.Key, r.LockedBy, r.ID), r.Own, err
 }
 
-func decodeForce(body []byte) (lockedBy, reason string, err error) {
-	if len(bytes.TrimSpace(body)) == 0 {
-		return "", "", nil
-	}
-	var who asker
-	members := who.members()
-	delete(members, "key")
-	delete(members, "id")
-	members["reason"] = &reason
-	if err := resource.Decode(body, members); err != nil {
-		return "", "", err
-	}
-	lockedBy, err = who.name()
-	return lockedBy, reason, err
-}
-
-// asker is who a request is from, as its body says. What is not there is nil;
-// a text that is there and empty is a mistake, such as a script's variable that
-// was not set.
-type asker struct {
-	key, id                     *string
-	lockedBy, lockBy, requestor *string // one thing
-}
-
-func (a *asker) members() map[string]any {
-	return map[string]any{"key": &a.key, "id": &a.id, "locked_by": &a.lockedBy, "lock_by": &a.lockBy, "requestor": &a.requestor}
-}
-
-// identity returns who asks; without a name it is the key's value.
-func (a *asker) identity() (identity, error) {
-	if a.key == nil {
-		return identity{}, errors.New("key is missing: say what the lock is locked with")
-	}
-	name, err := a.name()
-	if a.id != nil {
-		err = errors.Join(err, checkName("id", *a.id))
-	} else {
-		a.id = new(string)
-	}
-	if err := errors.Join(checkName("key", *a.key), err); err != nil {
-		return identity{}, err
-	}
-	return identity{Key: *a.key, LockedBy: cmp.Or(name, *a.key), ID: *a.id}, nil
-}
-
-// name returns what the aliases agree on, "" when none is there.
-func (a *asker) name() (string, error) {
-	var name string
-	for _, alias := range []*string{a.lockedBy, a.lockBy, a.requestor} {
-		if alias == nil {
-			continue
-		}
-		if name != "" && *alias != name {
-			return "", errors.New("locked_by, lock_by and requestor are one thing, and disagree: give one of them")
-		}
-		if err := checkName("locked_by", *alias); err != nil {
-			return "", err
-		}
-		name = *alias
-	}
-	return name, nil
+// asker returns who a body is from: without a name, it is the key's value.
+func asker(key, lockedBy, id string) identity {
+	return identity{Key: key, LockedBy: cmp.Or(lockedBy, key), ID: id}
 }
 
 func etag(revision uint64) string { return fmt.Sprintf(`"%d"`, revision) }

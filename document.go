@@ -174,7 +174,7 @@ func decodeOriginal(members map[string]member, now time.Time) (*state, error) {
 
 // check refuses what the rules could not have made.
 func (l *lock) check(revision uint64) error {
-	if err := checkLockName(l.name); err != nil {
+	if err := resource.CheckLockName("the lock's name", l.name); err != nil {
 		return err
 	}
 	if l.free() != (l.Key == "") {

@@ -164,6 +164,7 @@ func TestRefusedStateFiles(t *testing.T) {
 		{"one lock twice", head + `"a": {"key": "", "revision": 1}, "a": {"key": "", "revision": 1}}}`, "twice"},
 		{"not UTF-8", head + "\"\xff\": {}}}", "UTF-8"},
 		{"a control character in a name", head + `"a\u0000": {"key": "", "revision": 1}}}`, "control"},
+		{"a control character in an id", head + `"a": {"key": "k", "revision": 1, "holders": [{"locked_by": "h", "id": "\u0000", "since": "2026-11-23T10:00:00Z", "token": 1}]}}}`, "id has a control character"},
 		{"holders without a key", head + `"a": {"key": "", "revision": 1, "holders": [{"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 1}]}}}`, "1 holders"},
 		{"a key without holders", head + `"a": {"key": "k", "revision": 1}}}`, "0 holders"},
 		{"one holder twice", head + `"a": {"key": "k", "revision": 2, "holders": [{"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 1}, {"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 2}]}}}`, "twice"},

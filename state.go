@@ -3,13 +3,9 @@ package main
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/cloudfoundry-community/locker/resource"
 )
@@ -44,6 +40,7 @@ type encodings struct {
 	once  sync.Once
 	json  []byte // as the API's list shows it, once it was asked for; see listed
 	size  int    // of its end that is the lock without its name
+	held  string // who holds it, in words
 }
 
 // identity is what makes two claims the same one. Without an ID a claim is
@@ -157,30 +154,9 @@ func (s *state) nextExpiry() time.Time {
 
 // check reports what is wrong with a claim's key, name and id.
 func (c identity) check() error {
-	err := errors.Join(checkName("key", c.Key), checkName("locked_by", c.LockedBy))
+	err := errors.Join(resource.CheckName("key", c.Key), resource.CheckName("locked_by", c.LockedBy))
 	if c.ID != "" {
-		err = errors.Join(err, checkName("id", c.ID))
+		err = errors.Join(err, resource.CheckName("id", c.ID))
 	}
 	return err
-}
-
-func checkName(what, s string) error {
-	switch {
-	case s == "":
-		return fmt.Errorf("%s is empty: it must have 1 to %d bytes", what, resource.MaxName)
-	case len(s) > resource.MaxName:
-		return fmt.Errorf("%s has %d bytes: at most %d are allowed", what, len(s), resource.MaxName)
-	case !utf8.ValidString(s):
-		return fmt.Errorf("%s is not valid UTF-8", what)
-	case strings.ContainsFunc(s, unicode.IsControl):
-		return fmt.Errorf("%s %q has a control character", what, s)
-	}
-	return nil
-}
-
-func checkLockName(name string) error {
-	if name == "." || name == ".." {
-		return fmt.Errorf("%q is no name for a lock", name)
-	}
-	return checkName("the lock's name", name)
 }

@@ -9,29 +9,23 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 )
 
-// This file is the HTTP client: one attempt at one request, what its failure
-// means, and when to try again.
+// This file is the HTTP client: one attempt at one request, and what its
+// failure means.
 
 const (
-	dialTime     = 3 * time.Second        // for a connection to be made
-	answerTime   = 10 * time.Second       // for an answer, beyond the wait that was asked for: a commit on a slow disk fits
-	firstPause   = 500 * time.Millisecond // before an attempt is repeated; each next one is twice as long
-	hurriedPause = time.Second            // at most, when little time is left
-	maxPause     = 10 * time.Second       // between attempts
-	probeTime    = 5 * time.Second        // between keep-alive probes
-	probes       = 3                      // unanswered, before a connection is given up
-	maxAnswer    = 64 << 20               // bytes; a lock with 5,000 waiters and their links fits
-	maxSentence  = 8 << 10                // bytes of a server's words; three holders and their links fit
+	dialTime   = 3 * time.Second  // for a connection to be made
+	answerTime = 10 * time.Second // for an answer, beyond the wait that was asked for: a commit on a slow disk fits
+	probeTime  = 5 * time.Second  // between keep-alive probes
+	probes     = 3                // unanswered, before a connection is given up
+	maxAnswer  = 64 << 20         // bytes; a lock with 5,000 waiters and their links fits
 )
 
 // dialer makes connections.
@@ -52,11 +46,11 @@ type client struct {
 
 // newClient returns a client for a source that was checked.
 func newClient(s *source, dial dialer) *client {
-	address := strings.TrimRight(string(s.lockerURI), "/")
+	address := strings.TrimRight(s.lockerURI, "/")
 	return &client{
 		address:  address,
-		lock:     address + "/lock/" + url.PathEscape(string(s.lockName)),
-		username: string(s.username), password: string(s.password),
+		lock:     address + "/lock/" + url.PathEscape(s.lockName),
+		username: s.username, password: s.password,
 		http: http.Client{
 			Transport: &http.Transport{
 				Proxy:               proxy,
@@ -64,7 +58,7 @@ func newClient(s *source, dial dialer) *client {
 				TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: s.authorities, InsecureSkipVerify: bool(s.skipValidation)},
 				TLSHandshakeTimeout: dialTime,
 			},
-			// A redirect would be followed with GET: what comes back is no grant.
+			// A redirect would be followed with GET: what comes back is not a grant.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}
@@ -75,13 +69,12 @@ func newClient(s *source, dial dialer) *client {
 func proxy(r *http.Request) (*url.URL, error) {
 	u, err := http.ProxyFromEnvironment(r)
 	if err != nil {
-		return nil, errors.New("HTTP_PROXY or HTTPS_PROXY is no URL")
+		return nil, errors.New("HTTP_PROXY or HTTPS_PROXY is not a URL")
 	}
 	return u, nil
 }
 
-// failure is an attempt that brought no answer of the locker, or one that is
-// an error.
+// failure is an attempt that the locker did not answer, or answered with an error.
 type failure struct {
 	message string
 	final   bool          // trying again cannot help
@@ -145,7 +138,7 @@ func (c *client) show(ctx context.Context) (Lock, []byte, error) {
 	return l, data, nil
 }
 
-// strange is an answer that says 200 and is no locker's.
+// strange is an answer that says 200 and is not a locker's.
 func (c *client) strange() error {
 	return &failure{message: fmt.Sprintf("%s: the answer is not a locker's: check locker_uri, and that the locker there is of this version", c.address), final: true}
 }
@@ -157,7 +150,7 @@ func (c *client) do(ctx context.Context, method string, body []byte, wait time.D
 	start := time.Now()
 	req, err := http.NewRequestWithContext(ctx, method, c.lock, bytes.NewReader(body))
 	if err != nil {
-		return nil, &failure{message: "locker_uri and lock_name make no URL: check locker_uri", final: true, unheard: true}
+		return nil, &failure{message: "locker_uri and lock_name do not make a URL: check locker_uri", final: true, unheard: true}
 	}
 	if c.username != "" {
 		req.SetBasicAuth(c.username, c.password)
@@ -201,7 +194,7 @@ func (c *client) unanswered(err error, waited time.Duration) error {
 }
 
 // certificateCause returns what is wrong with the server's certificate, or
-// with the scheme, and the mend; "" for any other error.
+// with the scheme, and what to do; "" for any other error.
 func certificateCause(err error) string {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		return "the server's certificate is not signed by a known authority: set ca_cert to that authority's certificate"
@@ -218,7 +211,7 @@ func certificateCause(err error) string {
 	return ""
 }
 
-// refused reads an answer that is no 200.
+// refused reads an answer that is not a 200.
 func (c *client) refused(resp *http.Response, data []byte) error {
 	var body Error
 	if json.Unmarshal(data, &body) != nil {
@@ -238,12 +231,12 @@ func (c *client) refused(resp *http.Response, data []byte) error {
 	}
 	f := &failure{message: message, final: final, unheard: final}
 	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
-		f.pause = min(time.Duration(seconds)*time.Second, maxPause)
+		f.pause = time.Duration(seconds) * time.Second
 	}
 	return f
 }
 
-// mend says what to do about an answer that will not get better by itself.
+// mend says what to do about an answer that trying again cannot change.
 func mend(resp *http.Response) string {
 	switch status := resp.StatusCode; {
 	case status == http.StatusUnauthorized:
@@ -260,96 +253,4 @@ func mend(resp *http.Response) string {
 		return "it redirects " + to + ": set locker_uri to where it leads"
 	}
 	return "check locker_uri: it must be a locker's, with https:// if it speaks TLS"
-}
-
-// clean replaces control characters, so that a server's words can neither
-// start a line of their own nor colour anything.
-func clean(s string) string {
-	if len(s) > maxSentence {
-		s = strings.ToValidUTF8(s[:maxSentence], "") + "…"
-	}
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return '?'
-		}
-		return r
-	}, s)
-}
-
-// patience decides whether and when to try again after failures in a row.
-type patience struct {
-	budget   time.Duration   // how long failures may go on; 0 is for ever
-	hurry    context.Context // when it is done, little time is left; nil is never
-	say      *speaker
-	failures int
-	since    time.Time // when the first of them was
-}
-
-// after waits before the next attempt, and says so. It returns err when there
-// should be none: err is final, the budget is spent, or ctx is done. When hurry
-// is done the next attempt comes at once, and the pauses are short from then on.
-func (p *patience) after(ctx context.Context, err error) error {
-	f, ok := errors.AsType[*failure](err)
-	if !ok || f.final || ctx.Err() != nil {
-		return err
-	}
-	if p.failures == 0 {
-		p.since = time.Now()
-	}
-	pause := max(pauseAfter(p.failures), f.pause)
-	if p.hurry != nil && p.hurry.Err() != nil {
-		pause = min(pause, hurriedPause)
-	}
-	if left := p.budget - time.Since(p.since); p.budget > 0 {
-		if left <= 0 {
-			return fmt.Errorf("%w: gave up after %s: check locker_uri, and that the locker runs", err, time.Since(p.since).Round(time.Second))
-		}
-		pause = min(pause, left)
-	}
-	p.failures++
-	p.say.warn("%s: trying again in %s", err, pause.Round(100*time.Millisecond))
-	return p.sleep(ctx, pause, err)
-}
-
-func (p *patience) sleep(ctx context.Context, pause time.Duration, err error) error {
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	var hurried <-chan struct{}
-	if p.hurry != nil && p.hurry.Err() == nil {
-		hurried = p.hurry.Done()
-	}
-	select {
-	case <-timer.C:
-	case <-hurried:
-	case <-ctx.Done():
-		return err
-	}
-	return nil
-}
-
-// reset forgets the failures: an attempt succeeded.
-func (p *patience) reset() { p.failures = 0 }
-
-// pauseAfter returns how long to wait after that many failures before this one.
-// Chance shortens it by up to a quarter, so that many clients do not come back
-// at once.
-func pauseAfter(failures int) time.Duration {
-	pause := maxPause
-	if failures < 5 { // 0.5 s doubled five times is beyond the longest pause
-		pause = firstPause << failures
-	}
-	return pause - time.Duration(rand.Int64N(int64(pause/4)))
-}
-
-// retry repeats attempt until it succeeds or p has had enough.
-func retry[T any](ctx context.Context, p *patience, attempt func() (T, error)) (T, error) {
-	for {
-		v, err := attempt()
-		if err == nil {
-			return v, nil
-		}
-		if err := p.after(ctx, err); err != nil {
-			return v, err
-		}
-	}
 }

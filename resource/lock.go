@@ -7,31 +7,31 @@ import (
 	"time"
 )
 
-// This file is out's lock: it waits in the server's queue, tells the build's
-// log what for, and on an abort leaves nothing behind.
+// This file is out's lock. It waits in the server's queue, tells the build's log
+// what it waits for, and leaves nothing behind when it is aborted.
 //
-// The wait is made of requests that the server holds open. Each answer of
-// theirs shows the queue as it is, and the next request takes the place up
-// again: the server keeps it for 15 s, longer than any pause between two.
+// It waits by requests that the server holds open. Each answer shows the queue
+// as it is, and the next request takes up the same place: the server keeps it
+// for 15 s, longer than any pause between two requests.
 
 const (
-	firstWait = time.Second      // of the first request, so that the log soon says who holds the lock
+	firstWait = time.Second      // of the first request, so that the log soon names the holders
 	nextWait  = 10 * time.Second // of the others: how long a change may go unnoticed
-	sayAgain  = time.Minute      // a line is repeated after that long without one
+	sayAgain  = time.Minute      // after which a line is repeated when nothing has changed
 
-	// An abort is over in giveBackTime, less than the 5 s that are promised.
-	// In answerGrace of it the taking request may still be answered; then its
-	// connection is given up.
+	// An abort is over in giveBackTime, less than the promised 5 s. During the
+	// first answerGrace of it the server may still answer the request that takes;
+	// then its connection is given up.
 	giveBackTime = 4300 * time.Millisecond
 	answerGrace  = 1500 * time.Millisecond
 )
 
-// taken is how taking ended.
+// taken is how an attempt to take the lock ended.
 type taken struct {
 	answer Answer
 	err    error
 	left   bool // the server may have a hold or a place of this claim
-	onWay  bool // the request's connection was given up: it may arrive yet
+	onWay  bool // the request's connection was given up: it may still arrive
 }
 
 // lock takes the lock, for as long as it takes. When it fails, or ctx is done
@@ -52,30 +52,39 @@ func (c *claim) lock(ctx context.Context) error {
 	if t.err == nil && ctx.Err() == nil {
 		t.err = c.acquired(t.answer)
 	}
-	if ctx.Err() != nil {
-		if err := c.giveBack(leaving); err != nil {
-			return fmt.Errorf("lock %s: aborted: %w", c.name, err)
-		}
-		if t.onWay {
-			return fmt.Errorf("lock %s: aborted: the locker has nothing of %s now, but a request that it had not answered may reach it yet: let the job ensure the unlock", c.name, c.params.lockedBy)
-		}
-		return fmt.Errorf("lock %s: aborted: the claim of %s is given back", c.name, c.params.lockedBy)
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("lock %s: aborted: %w", c.name, c.aborted(leaving, t))
+	case t.err != nil:
+		return errors.Join(fmt.Errorf("lock %s: %w", c.name, t.err), c.failed(leaving, t))
 	}
-	if t.err == nil {
-		return nil
-	}
-	err := fmt.Errorf("lock %s: %w", c.name, t.err)
-	if t.left {
-		leaving, cancel := context.WithTimeout(leaving, giveBackTime)
-		defer cancel()
-		err = errors.Join(err, c.giveBack(leaving))
-	}
-	return err
+	return nil
 }
 
-// interrupt ends the taking, whose outcome is then known, or its connection
-// given up: a release sent after that finds what there is to release. The one
-// sent here makes the server answer a request that waits.
+// aborted gives back what an abort has left, and says how that went.
+func (c *claim) aborted(leaving context.Context, t taken) error {
+	if err := c.giveBack(leaving); err != nil {
+		return err
+	}
+	if t.onWay {
+		return fmt.Errorf("the locker has nothing of %s now, but a request that it had not answered may reach it yet: let the job ensure the unlock", c.params.lockedBy)
+	}
+	return fmt.Errorf("the claim of %s is given back", c.params.lockedBy)
+}
+
+// failed gives back what a failure may have left.
+func (c *claim) failed(leaving context.Context, t taken) error {
+	if !t.left {
+		return nil
+	}
+	leaving, cancel := context.WithTimeout(leaving, giveBackTime)
+	defer cancel()
+	return c.giveBack(leaving)
+}
+
+// interrupt ends the request that takes. When it returns, the outcome is known or
+// the connection is given up, so a release sent after that finds what there is to
+// release. The release sent here makes the server answer a request that waits.
 func (c *claim) interrupt(leaving context.Context, ended <-chan taken, giveUp func()) taken {
 	go c.client.release(leaving, c.releases(true))
 	timer := time.NewTimer(answerGrace)
@@ -91,11 +100,11 @@ func (c *claim) interrupt(leaving context.Context, ended <-chan taken, giveUp fu
 	}
 }
 
-// take asks for the lock until it is granted or ctx is done. Requests end with
-// requests.
+// take asks for the lock until it is granted or ctx is done. Its requests run
+// under the context requests, which outlasts ctx.
 func (c *claim) take(ctx, requests context.Context) (t taken) {
 	ask := Take{
-		Key: string(c.params.key), LockedBy: string(c.params.lockedBy), ID: c.id, Link: c.link,
+		Key: c.params.key, LockedBy: c.params.lockedBy, ID: c.id, Link: c.link,
 		Wait: Duration(firstWait), TTL: Duration(c.params.ttl),
 	}
 	trying := &patience{budget: outBudget, say: c.say}
@@ -131,8 +140,8 @@ func (c *claim) take(ctx, requests context.Context) (t taken) {
 	return t
 }
 
-// early pauses when an answer came long before the wait that was asked for was
-// over, so that whatever answers so is not asked without a break.
+// early pauses when an answer came long before the end of the wait that was asked
+// for, so that a server which answers like that is not asked without a break.
 func early(ctx context.Context, asked time.Time, wait time.Duration) {
 	if time.Since(asked) > wait/2 {
 		return
@@ -143,7 +152,7 @@ func early(ctx context.Context, asked time.Time, wait time.Duration) {
 	}
 }
 
-// acquired tells people and Concourse of the grant.
+// acquired tells people and Concourse that the lock was granted.
 func (c *claim) acquired(a Answer) error {
 	waited := age(time.Since(c.started)).String()
 	line := fmt.Sprintf("%s (waited %s, token %d)", a.Response, waited, a.Token)
@@ -155,7 +164,7 @@ func (c *claim) acquired(a Answer) error {
 	return c.report(a, waited)
 }
 
-// giveBack releases what this build has of the lock, and nothing else.
+// giveBack releases what this build holds or waits for, and nothing else.
 func (c *claim) giveBack(ctx context.Context) error {
 	hurry, now := context.WithCancel(ctx)
 	now()
@@ -175,15 +184,15 @@ type queueLog struct {
 	at    time.Time
 }
 
-// show says who holds the lock and where in line the claim is: when that has
-// changed, and at least once a minute.
+// show says who holds the lock and where in line the claim is, whenever that has
+// changed and at least once a minute.
 func (q *queueLog) show(r *refusal) {
 	now := time.Now()
 	place := inLine(r.lock, r.position)
-	fresh := held(q.name, r.lock, time.Time{}) + place
+	fresh := HeldBy(q.name, r.lock, time.Time{}) + place
 	if fresh == q.shown && now.Add(nextWait+time.Second).Sub(q.at) < sayAgain {
 		return
 	}
 	q.shown, q.at = fresh, now
-	q.say.waiting(fmt.Sprintf("%s; %s is %s", held(q.name, r.lock, now), q.params.lockedBy, place))
+	q.say.waiting(fmt.Sprintf("%s; %s is %s", HeldBy(q.name, r.lock, now), q.params.lockedBy, place))
 }

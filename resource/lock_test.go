@@ -1,7 +1,6 @@
 package resource
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"slices"
@@ -73,14 +72,6 @@ func TestWhatTheLogShowsWhileWaiting(t *testing.T) {
 			t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
 	})
-}
-
-func TestOrdinals(t *testing.T) {
-	for n, want := range map[int]string{2: "2nd", 3: "3rd", 4: "4th", 11: "11th", 12: "12th", 13: "13th", 21: "21st", 22: "22nd", 101: "101st", 111: "111th", 113: "113th"} {
-		if got := ordinal(n); got != want {
-			t.Errorf("%d: %s", n, got)
-		}
-	}
 }
 
 // A server that answers too early is not asked without a break.
@@ -244,18 +235,32 @@ func TestTakeCarriesTTL(t *testing.T) {
 	})
 }
 
-// An unlock that is aborted before its request has arrived releases all the same.
-func TestUnlockAbortedBeforeItsRequest(t *testing.T) {
+// A claim that is queued outlasts any outage, and keeps its id.
+func TestQueuedClaimOutlastsOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked record
+		start := time.Now()
+		down := func() bool { return time.Since(start) > 2*time.Minute && time.Since(start) < 9*time.Hour }
 		s := serve(t, func(w http.ResponseWriter, r *http.Request) {
 			asked.note(r)
-			answerWith(w, http.StatusOK, freedJSON)
+			if time.Since(start) > 9*time.Hour {
+				answerWith(w, http.StatusOK, grantJSON)
+				return
+			}
+			if hold(r, firstWait); down() {
+				panic(http.ErrAbortHandler)
+			}
+			answerWith(w, http.StatusLocked, queuedJSON)
 		})
-		ctx, abort := context.WithCancel(t.Context())
-		abort()
-		if r := s.run(ctx, (*program).out, askUnlock); r.err != nil || len(asked.all()) != 1 {
-			t.Errorf("error %v after %d requests", r.err, len(asked.all()))
+		s.down = down
+		r := s.run(t.Context(), (*program).out, askLock)
+		if r.err != nil {
+			t.Fatal(r.err)
+		}
+		for _, a := range asked.all() {
+			if !strings.Contains(a.body, `"id":"https://ci.example/builds/7"`) {
+				t.Fatalf("body %s", a.body)
+			}
 		}
 	})
 }
@@ -272,54 +277,6 @@ func TestAbortWithoutServer(t *testing.T) {
 	})
 }
 
-// An abort before the lock was asked for asks for nothing.
-func TestAbortBeforeStart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var asked record
-		s := serve(t, func(w http.ResponseWriter, r *http.Request) {
-			asked.note(r)
-			answerWith(w, http.StatusOK, freedJSON)
-		})
-		for _, request := range []string{askLock, ""} {
-			if r := s.run(abortAfter(t, 0), (*program).out, request); r.err == nil || r.stdout.Len() > 0 {
-				t.Errorf("error %v, answered %s", r.err, r.stdout.String())
-			}
-		}
-		for _, a := range asked.all() {
-			if a.method != http.MethodDelete {
-				t.Errorf("asked %+v", a)
-			}
-		}
-	})
-}
-
-// A version that nobody can read was not answered: the lock is given back.
-func TestVersionThatCannotBeWritten(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var asked record
-		s := serve(t, func(w http.ResponseWriter, r *http.Request) {
-			if asked.note(r); r.Method == http.MethodPut {
-				answerWith(w, http.StatusOK, grantJSON)
-				return
-			}
-			answerWith(w, http.StatusOK, freedJSON)
-		})
-		var stderr strings.Builder
-		p := newProgram(strings.NewReader(askLock), brokenWriter{}, &stderr, nil, func(string) string { return "" })
-		p.dial = s.dial
-		if err := p.out(t.Context()); err == nil || !strings.Contains(err.Error(), "write answer") {
-			t.Errorf("error %v", err)
-		}
-		if all := asked.all(); len(all) != 2 || all[1].method != http.MethodDelete {
-			t.Errorf("asked %+v", all)
-		}
-	})
-}
-
-type brokenWriter struct{}
-
-func (brokenWriter) Write([]byte) (int, error) { return 0, fmt.Errorf("broken pipe") }
-
 // A release by the same build ends a claim that waits; it does not queue anew.
 func TestWithdrawnClaimIsNotAskedForAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -331,54 +288,6 @@ func TestWithdrawnClaimIsNotAskedForAgain(t *testing.T) {
 		r := s.run(t.Context(), (*program).out, askLock)
 		if r.err == nil || !strings.Contains(r.err.Error(), "a release by this same build ended the claim") || len(asked.all()) != 1 {
 			t.Errorf("error %v, asked %+v", r.err, asked.all())
-		}
-	})
-}
-
-// An unlock goes on for 8 s after an abort, and succeeds when it released.
-func TestUnlockOutlivesAbort(t *testing.T) {
-	abortAt := 5 * time.Minute // pauses are long by then
-	for _, test := range []struct {
-		upAfter time.Duration // after the abort
-		ok      bool
-	}{{0, true}, {6 * time.Second, true}, {time.Hour, false}} {
-		t.Run(test.upAfter.String(), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				start := time.Now()
-				s := serve(t, func(w http.ResponseWriter, r *http.Request) { answerWith(w, http.StatusOK, freedJSON) })
-				s.down = func() bool { return time.Since(start) < abortAt+test.upAfter }
-				r := s.run(abortAfter(t, abortAt), (*program).out, askUnlock)
-				if (r.err == nil) != test.ok || (r.stdout.Len() > 0) != test.ok {
-					t.Errorf("error %v, answered %s", r.err, r.stdout.String())
-				}
-				if r.took < abortAt+min(test.upAfter, unlockTime-time.Second) || r.took > abortAt+unlockTime {
-					t.Errorf("took %s", r.took)
-				}
-			})
-		})
-	}
-}
-
-// An unlock whose server hangs ends 8 s after an abort too.
-func TestUnlockOfAHangingServer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := serve(t, func(_ http.ResponseWriter, r *http.Request) { hold(r, time.Hour) })
-		r := s.run(abortAfter(t, time.Second), (*program).out, askUnlock)
-		if r.err == nil || r.took > time.Second+unlockTime {
-			t.Errorf("error %v after %s", r.err, r.took)
-		}
-	})
-}
-
-// What a release did not do is a warning.
-func TestUnlockOfNothingIsAWarning(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := serve(t, func(w http.ResponseWriter, r *http.Request) {
-			answerWith(w, http.StatusOK, strings.Replace(freedJSON, "lock myLock released by me", "nothing to do: lock myLock is free", 1))
-		})
-		r := s.run(t.Context(), (*program).out, askUnlock)
-		if r.err != nil || r.lines()[0] != "warning: nothing to do: lock myLock is free" {
-			t.Errorf("error %v, said %q", r.err, r.stderr.String())
 		}
 	})
 }

@@ -13,7 +13,7 @@ import (
 func Main(run func(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer, args []string, getenv func(string) string) error) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads any more ends nothing,
+	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads any more does not end the program,
 	stderr := NewLines(os.Stderr)  // nor does one that nobody reads yet
 	status := 0
 	if err := run(ctx, os.Stdin, os.Stdout, stderr, os.Args[1:], os.Getenv); err != nil {

@@ -1,25 +1,20 @@
-// Package resource holds what the server and its clients share: the JSON of
-// the HTTP API and how it is read.
+// Package resource is Concourse's resource for a locker, and what the server
+// shares with its clients: the JSON of the HTTP API, how it is read, and the
+// rules for what may stand in it.
 package resource
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"net/url"
-	"reflect"
-	"slices"
-	"strings"
 	"time"
-	"unicode/utf8"
 )
 
-const (
-	MaxName = 255   // bytes of a lock's name, a key, a locked_by and an id
-	MaxLink = 2_048 // bytes
-)
+// This file is the JSON of the HTTP API: what the client writes and the server
+// reads, and the reverse.
+
+const minTTL = time.Second // of a hold that expires
 
 // Lock is a lock as the API shows it. A free lock has no key and no holders;
 // its lists are empty, never null.
@@ -66,6 +61,13 @@ type Release struct {
 	Own      bool   `json:"own,omitempty"`
 }
 
+// Force is the body of DELETE /lock/NAME?force=true. Without LockedBy every
+// holder is meant.
+type Force struct {
+	LockedBy string `json:"locked_by,omitempty"`
+	Reason   string `json:"reason,omitempty"`
+}
+
 // Answer is the body of a PUT or DELETE that succeeded.
 type Answer struct {
 	Response string `json:"response"`
@@ -105,169 +107,96 @@ func (d *Duration) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// CheckLink reports why a link is not allowed; none is.
-func CheckLink(link string) error {
-	if link == "" {
-		return nil
+// DecodeTake reads a Take strictly, see Decode. The error has every problem.
+func DecodeTake(data []byte) (Take, error) {
+	var t Take
+	var a asker
+	var ttl *Duration
+	members := a.members()
+	maps.Copy(members, map[string]any{"wait": &t.Wait, "ttl": &ttl, "link": &t.Link})
+	if err := Decode(data, members); err != nil {
+		return Take{}, err
 	}
-	u, err := url.Parse(link)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || len(link) > MaxLink {
-		return fmt.Errorf("link is not an http or https URL of at most %d bytes, without credentials", MaxLink)
-	}
-	return nil
-}
-
-// Decode reads one JSON object and stores each member where fields points for
-// its name. It is stricter than encoding/json: besides what Object refuses, an
-// unknown or differently cased member and null are errors. Every error names
-// its member, and all of them are reported.
-func Decode(data []byte, fields map[string]any) error {
-	var problems []error
-	err := Object(data, func(name string, value json.RawMessage, _ int) error {
-		field, ok := fields[name]
-		if !ok {
-			problems = append(problems, fmt.Errorf("unknown member %q: %s", name, known(fields)))
-		} else if err := store(value, field); err != nil {
-			problems = append(problems, fmt.Errorf("%s: %w", name, err))
+	problems := []error{a.settle(&t.Key, &t.LockedBy, &t.ID)}
+	if ttl != nil {
+		if t.TTL = *ttl; time.Duration(t.TTL) < minTTL {
+			problems = append(problems, errors.New("ttl is less than 1s: leave it out for a hold that does not expire"))
 		}
-		return nil
-	})
-	return errors.Join(append(problems, err)...)
+	}
+	return t, errors.Join(append(problems, CheckLink(t.Link))...)
 }
 
-func known(fields map[string]any) string {
-	if len(fields) == 0 {
-		return "there are none here"
+// DecodeRelease reads a Release strictly, see Decode. The error has every
+// problem.
+func DecodeRelease(data []byte) (Release, error) {
+	var r Release
+	var a asker
+	members := a.members()
+	members["own"] = &r.Own
+	if err := Decode(data, members); err != nil {
+		return Release{}, err
 	}
-	return "known are " + strings.Join(slices.Sorted(maps.Keys(fields)), ", ")
+	err := a.settle(&r.Key, &r.LockedBy, &r.ID)
+	if r.Own && a.id == nil {
+		err = errors.Join(err, errors.New("own goes with an id: that says what this build took"))
+	}
+	return r, err
 }
 
-// Object reads one JSON object (RFC 8259) and hands over each member, with the
-// offset at which its value begins, in bytes. It stops at each's first error.
-// A repeated member, trailing data and text that is not valid Unicode are
-// errors too.
-func Object(data []byte, each func(name string, value json.RawMessage, offset int) error) error {
-	if !utf8.Valid(data) {
-		return errors.New("the JSON is not valid UTF-8")
-	}
+// DecodeForce reads a Force strictly, see Decode; no body at all is one too.
+func DecodeForce(data []byte) (Force, error) {
+	var f Force
 	if len(bytes.TrimSpace(data)) == 0 {
-		return errors.New("a JSON object is missing: there is nothing")
+		return f, nil
 	}
-	if !json.Valid(data) {
-		return malformed(data)
+	var a asker
+	members := a.names()
+	members["reason"] = &f.Reason
+	err := Decode(data, members)
+	if err == nil {
+		f.LockedBy, err = a.name()
 	}
-	i := skipSpace(data, 0)
-	if data[i] != '{' {
-		return errors.New("this is no JSON object")
-	}
-	seen := map[string]bool{}
-	for i = skipSpace(data, i+1); data[i] != '}'; i = skipSpace(data, i) {
-		if data[i] == ',' {
-			i = skipSpace(data, i+1)
-		}
-		var name string
-		nameEnd := valueEnd(data, i)
-		if err := json.Unmarshal(data[i:nameEnd], &name); err != nil {
-			return err
-		}
-		i = skipSpace(data, skipSpace(data, nameEnd)+1) // behind the colon
-		value := data[i:valueEnd(data, i)]
-		switch {
-		case seen[name]:
-			return fmt.Errorf("%q is given twice", name)
-		case loneSurrogate(value):
-			return fmt.Errorf("%q has half of an escaped surrogate pair, which is no character", name)
-		}
-		seen[name] = true
-		if err := each(name, value, i); err != nil {
-			return err
-		}
-		i += len(value)
-	}
-	return nil
+	return f, err
 }
 
-// malformed says where data stops being JSON.
-func malformed(data []byte) error {
-	err := json.Unmarshal(data, new(any))
-	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
-		return fmt.Errorf("malformed JSON at byte %d: %w", syntax.Offset, err)
-	}
-	return err
+// asker is who sends a body. A member that is not there is nil; one that is
+// there and empty is a mistake, such as a script's variable that was not set.
+type asker struct {
+	key, id                     *string
+	lockedBy, lockBy, requestor *string
 }
 
-// skipSpace returns the offset of the first byte from i on that is not white
-// space.
-func skipSpace(data []byte, i int) int {
-	for i < len(data) && strings.IndexByte(" \t\r\n", data[i]) >= 0 {
-		i++
-	}
-	return i
+// members returns where Decode stores what a take or a release says of its asker.
+func (a *asker) members() map[string]any {
+	members := a.names()
+	members["key"], members["id"] = &a.key, &a.id
+	return members
 }
 
-// valueEnd returns the offset behind the value that begins at i. The JSON must
-// be valid.
-func valueEnd(data []byte, i int) int {
-	depth := 0
-	for ; i < len(data); i++ {
-		switch data[i] {
-		case '"':
-			for i++; data[i] != '"'; i++ {
-				if data[i] == '\\' {
-					i++
-				}
-			}
-		case '{', '[':
-			depth++
-			continue
-		case '}', ']':
-			depth--
-		}
-		if depth == 0 && (i+1 == len(data) || strings.IndexByte("\"}]", data[i]) >= 0 || strings.IndexByte(",}] \t\r\n:", data[i+1]) >= 0) {
-			return i + 1
-		}
-	}
-	return i
+func (a *asker) names() map[string]any {
+	return map[string]any{"locked_by": &a.lockedBy, "lock_by": &a.lockBy, "requestor": &a.requestor}
 }
 
-func store(value json.RawMessage, field any) error {
-	if string(value) == "null" {
-		return errors.New("null is not a value")
-	}
-	err := json.Unmarshal(value, field)
-	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		return fmt.Errorf("a JSON %s is not what belongs here: %s", wrong.Value, wanted(wrong.Type))
-	}
-	return err
+// name returns what the aliases agree on, "" when none is there.
+func (a *asker) name() (string, error) {
+	return agreed(alias{"locked_by", a.lockedBy}, alias{"lock_by", a.lockBy}, alias{"requestor", a.requestor})
 }
 
-func wanted(t reflect.Type) string {
-	if t.Kind() == reflect.Bool {
-		return "write true or false"
+// settle stores who the asker is, and returns every problem of it.
+func (a *asker) settle(key, lockedBy, id *string) error {
+	var problems []error
+	if a.key == nil {
+		problems = append(problems, errors.New("key is missing: say what the lock is locked with"))
+	} else {
+		*key = *a.key
+		problems = append(problems, CheckName("key", *key))
 	}
-	return `write text, in quotes: "…"`
-}
-
-// loneSurrogate reports whether a JSON value escapes half of a surrogate pair
-// (\ud800 to \udfff), which encoding/json would silently read as U+FFFD.
-func loneSurrogate(value []byte) bool {
-	if !bytes.Contains(value, []byte(`\u`)) {
-		return false
+	name, err := a.name()
+	*lockedBy = name
+	problems = append(problems, err)
+	if a.id != nil {
+		*id = *a.id
+		problems = append(problems, CheckName("id", *id))
 	}
-	s := strings.ReplaceAll(strings.ToLower(string(value)), `\\`, "")
-	for {
-		i := strings.Index(s, `\ud`)
-		if i < 0 {
-			return false
-		}
-		s = s[i+3:]
-		if s[0] < '8' { // \ud000 to \ud7ff are characters
-			continue
-		}
-		paired := s[0] <= 'b' && strings.HasPrefix(s[3:], `\ud`) && s[6] >= 'c'
-		if !paired {
-			return true
-		}
-		s = s[9:]
-	}
+	return errors.Join(problems...)
 }

@@ -2,93 +2,125 @@ package resource
 
 import (
 	"encoding/json"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
 )
 
-func TestObject(t *testing.T) {
-	for _, row := range []struct{ name, data, want string }{
-		{"empty", `{}`, ""},
-		{"values of every kind", ` { "a" : 1.5e3 , "b":"x\"},{\\" ,"c":[{"d":[]},"]"],"e":{"f":{}} , "g":true,"h":null}` + "\n", `a=1.5e3 b="x\"},{\\" c=[{"d":[]},"]"] e={"f":{}} g=true h=null`},
-		{"an escaped name", `{"\u0061":1}`, "a=1"},
-		{"a pair of surrogates", `{"a":"\ud83d\ude00 \\ud800"}`, `a="\ud83d\ude00 \\ud800"`},
-		{"twice", `{"a":1,"a":2}`, `"a" is given twice`},
-		{"twice, once escaped", `{"a":1,"\u0061":2}`, `"a" is given twice`},
-		{"half a pair", `{"a":"\ud83d"}`, "half of an escaped surrogate"},
-		{"the other half", `{"a":"\\\udE00"}`, "half of an escaped surrogate"},
-		{"halves in the wrong order", `{"a":"\ude00\ud83d"}`, "half of an escaped surrogate"},
-		{"no object", `[1]`, "no JSON object"},
-		{"nothing", ``, "is missing"},
-		{"cut off", `{"a":`, "at byte 5"},
-		{"more behind it", `{"a":1} {}`, "at byte 9"},
-		{"not UTF-8", "{\"a\":\"\xff\"}", "not valid UTF-8"},
+// What a client writes is what the server reads.
+func TestBodiesAreReadAsWritten(t *testing.T) {
+	for _, take := range []Take{
+		{Key: "k"},
+		{Key: "k", LockedBy: "jane", ID: "7", Wait: Duration(30 * time.Second), TTL: Duration(90 * time.Minute), Link: "https://ci.example/builds/7"},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			var got []string
-			err := Object([]byte(row.data), func(name string, value json.RawMessage, offset int) error {
-				if !strings.HasPrefix(row.data[offset:], string(value)) {
-					t.Errorf("%s is not at byte %d", value, offset)
-				}
-				got = append(got, name+"="+string(value))
-				return nil
-			})
-			if err != nil && (row.want == "" || !strings.Contains(err.Error(), row.want)) {
-				t.Fatal(err)
-			}
-			if err == nil && strings.Join(got, " ") != row.want {
-				t.Errorf("got %s, want %s", strings.Join(got, " "), row.want)
-			}
-		})
+		wantReadAs(t, take, DecodeTake)
+	}
+	for _, release := range []Release{{Key: "k"}, {Key: "k", LockedBy: "jane", ID: "7", Own: true}} {
+		wantReadAs(t, release, DecodeRelease)
+	}
+	for _, force := range []Force{{}, {LockedBy: "jane", Reason: "it hangs"}} {
+		wantReadAs(t, force, DecodeForce)
 	}
 }
 
-func TestDecode(t *testing.T) {
-	var text string
-	var flag bool
-	var wait Duration
-	fields := map[string]any{"text": &text, "flag": &flag, "wait": &wait}
-	if err := Decode([]byte(`{"text":"x","flag":true,"wait":"1m30s"}`), fields); err != nil {
+func wantReadAs[T comparable](t *testing.T, body T, decode func([]byte) (T, error)) {
+	t.Helper()
+	data, err := json.Marshal(body)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if text != "x" || !flag || time.Duration(wait) != 90*time.Second {
-		t.Errorf("read %q %t %v", text, flag, time.Duration(wait))
+	if got, err := decode(data); err != nil || got != body {
+		t.Errorf("%s: read %+v, %v", data, got, err)
 	}
-	err := Decode([]byte(`{"text":1,"flag":null,"wait":"-1s","Text":"x"}`), fields)
-	for _, want := range []string{"text: a JSON number", "flag: null", `wait: "-1s" is negative`, `unknown member "Text": known are flag, text, wait`} {
-		if !strings.Contains(fmt.Sprint(err), want) {
-			t.Errorf("error %v, want %q in it", err, want)
+}
+
+// The aliases of locked_by are one thing, in every body.
+func TestAliases(t *testing.T) {
+	names := map[string]func(data string) (string, error){
+		"take": func(data string) (string, error) {
+			t, err := DecodeTake([]byte(`{"key":"k"` + data + "}"))
+			return t.LockedBy, err
+		},
+		"release": func(data string) (string, error) {
+			r, err := DecodeRelease([]byte(`{"key":"k"` + data + "}"))
+			return r.LockedBy, err
+		},
+		"force": func(data string) (string, error) {
+			f, err := DecodeForce([]byte(`{"reason":"it hangs"` + data + "}"))
+			return f.LockedBy, err
+		},
+	}
+	for _, row := range []struct{ data, name, problem string }{
+		{``, "", ""},
+		{`,"locked_by":"jane"`, "jane", ""},
+		{`,"lock_by":"jane"`, "jane", ""},
+		{`,"requestor":"jane"`, "jane", ""},
+		{`,"requestor":"jane","lock_by":"jane","locked_by":"jane"`, "jane", ""},
+		{`,"locked_by":"jane","lock_by":"george"`, "", "locked_by and lock_by are one thing, and disagree: give one of them"},
+		{`,"requestor":"jane","lock_by":"george"`, "", "lock_by and requestor are one thing, and disagree: give one of them"},
+		{`,"locked_by":"jane","requestor":""`, "", "locked_by and requestor are one thing, and disagree: give one of them"},
+		{`,"lock_by":""`, "", "locked_by is empty: it must have 1 to 255 bytes"},
+	} {
+		for body, name := range names {
+			got, err := name(row.data)
+			if row.problem == "" && (err != nil || got != row.name) || row.problem != "" && (err == nil || err.Error() != row.problem) {
+				t.Errorf("%s%s: %q, %v", body, row.data, got, err)
+			}
 		}
 	}
 }
 
-// FuzzObject: what encoding/json takes for one object, Object splits into the
-// same members.
-func FuzzObject(f *testing.F) {
-	for _, seed := range []string{`{}`, `{"a":[1,{"b":"}"}],"c":"\\\"","d":-0.1}`, ` {"a" : null } `, `{"a":"\ud83d\ude00"}`, `{"":{}}`} {
-		f.Add([]byte(seed))
+// Every problem of a body is reported, each on a line.
+func TestProblemsOfABody(t *testing.T) {
+	take := func(data string) error { _, err := DecodeTake([]byte(data)); return err }
+	release := func(data string) error { _, err := DecodeRelease([]byte(data)); return err }
+	force := func(data string) error { _, err := DecodeForce([]byte(data)); return err }
+	for _, row := range []struct {
+		decode   func(data string) error
+		data     string
+		problems string
+	}{
+		{take, `{"lock_by":"","id":"","ttl":"1ms","link":"x"}`, `key is missing: say what the lock is locked with
+locked_by is empty: it must have 1 to 255 bytes
+id is empty: it must have 1 to 255 bytes
+ttl is less than 1s: leave it out for a hold that does not expire
+link is not an http or https URL of at most 2048 bytes, without credentials`},
+		{take, `{"key":1,"own":true}`, `key: a JSON number is not what belongs here: write text, in quotes: "…"
+unknown member "own": known are id, key, link, lock_by, locked_by, requestor, ttl, wait`},
+		{release, `{"key":"","own":true}`, `key is empty: it must have 1 to 255 bytes
+own goes with an id: that says what this build took`},
+		{release, `{"key":"k","wait":"1s"}`, `unknown member "wait": known are id, key, lock_by, locked_by, own, requestor`},
+		{force, `{"key":"k"}`, `unknown member "key": known are lock_by, locked_by, reason, requestor`},
+		{force, `x`, `malformed JSON at byte 1: invalid character 'x' looking for beginning of value`},
+	} {
+		if err := row.decode(row.data); err == nil || err.Error() != row.problems {
+			t.Errorf("%s: got\n%v\nwant\n%s", row.data, err, row.problems)
+		}
 	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		got := map[string]string{}
-		err := Object(data, func(name string, value json.RawMessage, _ int) error {
-			got[name] = string(value)
-			return nil
-		})
-		var want map[string]json.RawMessage
-		if jsonErr := json.Unmarshal(data, &want); jsonErr != nil && err == nil {
-			t.Fatalf("accepted %q: %v", data, jsonErr)
+	if err := force(" \n"); err != nil {
+		t.Errorf("a force without a body: %v", err)
+	}
+}
+
+// A duration is text, not negative, and read as it is written.
+func TestDuration(t *testing.T) {
+	for _, text := range []string{"90s", "1h30m", "0s", "1.5s"} {
+		var d, again Duration
+		if err := d.UnmarshalText([]byte(text)); err != nil {
+			t.Error(err)
+		}
+		written, err := d.MarshalText()
+		if err := again.UnmarshalText(written); err != nil || again != d {
+			t.Errorf("%s is written %s", text, written)
 		}
 		if err != nil {
-			return
+			t.Error(err)
 		}
-		if len(got) != len(want) {
-			t.Fatalf("%q: members %v, want %v", data, got, want)
+	}
+	for text, want := range map[string]string{"": "is not a duration", "30": "is not a duration", "-1s": "is negative"} {
+		var d Duration
+		if err := d.UnmarshalText([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", text, err)
 		}
-		for name, value := range want {
-			if got[name] != string(value) {
-				t.Fatalf("%q: %s is %s, want %s", data, name, got[name], value)
-			}
-		}
-	})
+	}
 }

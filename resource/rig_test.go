@@ -85,7 +85,7 @@ func serve(t *testing.T, handle http.HandlerFunc) *server {
 	return s
 }
 
-// in runs a program in the bubble.
+// run runs a program in the bubble.
 func (s *server) run(ctx context.Context, main func(*program, context.Context) error, request string, args ...string) *run {
 	return s.runAs(ctx, main, strings.NewReader(request), map[string]string{"ATC_EXTERNAL_URL": "https://ci.example", "BUILD_ID": "7"}, args...)
 }

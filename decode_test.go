@@ -14,7 +14,7 @@ import (
 // badBody is a body that is refused, and words of the sentence that says why.
 type badBody struct{ name, body, problem string }
 
-// malformed are bodies that are no strict JSON, whatever they are meant to say.
+// malformed are bodies that are not strict JSON, whatever they are meant to say.
 var malformed = []badBody{
 	{"nothing", "", "JSON"},
 	{"white space", " \n", "JSON"},
@@ -64,13 +64,13 @@ var malformed = []badBody{
 	{"empty object", `{}`, "key is missing"},
 	{"empty key", `{"key": ""}`, "key is empty"},
 	{"empty locked_by", `{"key": "k", "locked_by": ""}`, "locked_by is empty"},
-	{"empty alias", `{"key": "k", "locked_by": "jane", "requestor": ""}`, "locked_by, lock_by and requestor are one thing"},
+	{"empty alias", `{"key": "k", "locked_by": "jane", "requestor": ""}`, "locked_by and requestor are one thing, and disagree: give one of them"},
 	{"empty id", `{"key": "k", "id": ""}`, "id is empty"},
 	{"null key", `{"key": null}`, "key: null is not a value"},
 	{"number for a key", `{"key": 1}`, "key: a JSON number is not what belongs here"},
 	{"number out of range for a key", `{"key": 1e999}`, "key: a JSON number is not what belongs here"},
 	{"number of 60,000 digits for a key", `{"key": ` + strings.Repeat("9", 60_000) + "}", "key: a JSON number is not what belongs here"},
-	{"number that is none", `{"key": -}`, "JSON"},
+	{"number that is not one", `{"key": -}`, "JSON"},
 	{"not a number", `{"key": NaN}`, "JSON"},
 	{"list for a key", `{"key": ["k"]}`, "key: a JSON array is not what belongs here"},
 	{"object for a key", `{"key": {"k": 1}}`, "key: a JSON object is not what belongs here"},
@@ -84,8 +84,8 @@ var malformed = []badBody{
 	{"line feed in a name", `{"key": "k", "locked_by": "a\nb"}`, "has a control character"},
 	{"DEL in an id", `{"key": "k", "id": "\u007f"}`, "has a control character"},
 	{"C1 control in a key", `{"key": "\u0085"}`, "has a control character"},
-	{"aliases disagree", `{"key": "k", "locked_by": "jane", "lock_by": "george"}`, "locked_by, lock_by and requestor are one thing, and disagree"},
-	{"two others disagree", `{"key": "k", "lock_by": "jane", "requestor": "george"}`, "and disagree"},
+	{"aliases disagree", `{"key": "k", "locked_by": "jane", "lock_by": "george"}`, "locked_by and lock_by are one thing, and disagree: give one of them"},
+	{"two others disagree", `{"key": "k", "lock_by": "jane", "requestor": "george"}`, "lock_by and requestor are one thing, and disagree: give one of them"},
 }
 
 // manyMembers are members with short names, each after a comma.
@@ -192,7 +192,9 @@ func FuzzRequestBody(f *testing.F) {
 		if who, _, err := decodeRelease(body); err == nil {
 			wantLawful(t, who, body)
 		}
-		decodeForce(body)
+		if f, err := resource.DecodeForce(body); err == nil && f.LockedBy != "" {
+			wantLawfulName(t, f.LockedBy)
+		}
 	})
 }
 
@@ -202,9 +204,13 @@ func wantLawful(t *testing.T, who identity, body []byte) {
 	if err := json.Unmarshal(body, &members); err != nil || members["key"] != who.Key {
 		t.Errorf("accepted %q, which reads %v, %v", body, members, err)
 	}
-	for _, s := range []string{who.Key, who.LockedBy} {
-		if s == "" || len(s) > resource.MaxName || !utf8.ValidString(s) {
-			t.Errorf("accepted %+v", who)
-		}
+	wantLawfulName(t, who.Key)
+	wantLawfulName(t, who.LockedBy)
+}
+
+func wantLawfulName(t *testing.T, s string) {
+	t.Helper()
+	if s == "" || len(s) > resource.MaxName || !utf8.ValidString(s) {
+		t.Errorf("accepted %q", s)
 	}
 }

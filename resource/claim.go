@@ -1,0 +1,84 @@
+package resource
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"strconv"
+	"time"
+)
+
+// This file is what a put asks for, and what it answers.
+
+const outBudget = 10 * time.Minute // how long out goes on trying, until its claim is queued
+
+// outParams is what a put asks for, checked.
+type outParams struct {
+	key, lockOp, lockedBy, lockBy string
+	ttl                           lease
+	own                           *flag
+}
+
+func (o *outParams) fields() map[string]any {
+	return map[string]any{
+		"key": &o.key, "lock_op": &o.lockOp, "locked_by": &o.lockedBy, "lock_by": &o.lockBy,
+		"ttl": &o.ttl, "own": &o.own,
+	}
+}
+
+// check reports every problem, and settles on one name.
+func (o *outParams) check() error {
+	problems := []error{checkGiven("key", o.key, CheckName)}
+	switch {
+	case o.lockOp != "lock" && o.lockOp != "unlock":
+		problems = append(problems, errors.New("lock_op is missing or unknown: set it to lock or unlock"))
+	case o.lockOp == "unlock" && o.ttl != 0:
+		problems = append(problems, errors.New("ttl goes with lock_op: lock, not with unlock: leave it out"))
+	case o.lockOp == "lock" && o.own != nil:
+		problems = append(problems, errors.New("own goes with lock_op: unlock, not with lock: leave it out"))
+	}
+	name, err := agreed(alias{"locked_by", given(o.lockedBy)}, alias{"lock_by", given(o.lockBy)})
+	o.lockedBy = cmp.Or(name, o.key)
+	return errors.Join(append(problems, err)...)
+}
+
+// given returns nil for an empty name, as a variable may be: it counts as unset.
+func given(name string) *string {
+	if name == "" {
+		return nil
+	}
+	return &name
+}
+
+func (o *outParams) onlyOwn() bool { return o.own != nil && bool(*o.own) }
+
+// claim is one lock or unlock of a build.
+type claim struct {
+	*program
+	client   *client
+	name     string // the lock's
+	params   outParams
+	id, link string
+	started  time.Time
+}
+
+func (c *claim) releases(own bool) Release {
+	return Release{Key: c.params.key, LockedBy: c.params.lockedBy, ID: c.id, Own: own}
+}
+
+// report answers Concourse with the version that the lock has after a.
+func (c *claim) report(a Answer, waited string) error {
+	ref, err := json.Marshal(version{strconv.FormatUint(a.Lock.Revision, 10)})
+	if err != nil {
+		return err
+	}
+	token := ""
+	if a.Token != 0 {
+		token = strconv.FormatUint(a.Token, 10)
+	}
+	return c.answer(result{ref, rows("lock", c.name, "lock_op", c.params.lockOp, "key", c.params.key,
+		"locked_by", c.params.lockedBy, "token", token, "waited", waited, "build", c.link)})
+}
+
+// releaseIt is what to do when a release did not succeed.
+const releaseIt = "release it with an unlock step, or on the locker's page"

@@ -1,0 +1,102 @@
+package resource
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// In writes DIR/lock, the names of the holders, and DIR/lock.json, the
+// lock as the server shows it, and answers with the version it was given.
+func In(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer, args []string, getenv func(string) string) error {
+	return newProgram(stdin, stdout, stderr, args, getenv).in(ctx)
+}
+
+func (p *program) in(ctx context.Context) error {
+	r, err := p.read(ctx, map[string]any{}, func() error { return nil })
+	if r != nil {
+		err = errors.Join(err, checkIn(r.version, p.args))
+	}
+	if err != nil {
+		return err
+	}
+	l, data, err := p.look(ctx, r)
+	if err != nil {
+		return err
+	}
+	if err := writeLock(p.args[0], l, data); err != nil {
+		return err
+	}
+	name := r.source.lockName
+	p.say.info("%s", HeldBy(name, l, time.Now()))
+	return p.answer(result{r.version, rows("lock", name, "key", l.Key, "locked_by", strings.Join(names(l), ", "),
+		"since", oldest(l), "build", links(l), "waiting", strconv.Itoa(len(l.Waiters)))})
+}
+
+// checkIn reports that the version to answer with, or the folder to write to, is
+// missing.
+func checkIn(given json.RawMessage, args []string) error {
+	var problems []error
+	var members map[string]string
+	if json.Unmarshal(given, &members) != nil || members["ref"] == "" {
+		problems = append(problems, errors.New("version: ref is missing, or not text: give a version that check answered"))
+	}
+	if len(args) != 1 {
+		problems = append(problems, fmt.Errorf("%d arguments are given: give one, the folder to write to", len(args)))
+	}
+	return errors.Join(problems...)
+}
+
+func writeLock(dir string, l Lock, data []byte) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	var owners strings.Builder
+	for _, name := range names(l) {
+		owners.WriteString(name + "\n")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "lock"), []byte(owners.String()), 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "lock.json"), data, 0o644)
+}
+
+// names returns the names of the holders, in the order in which they were granted.
+func names(l Lock) []string {
+	var names []string
+	for _, h := range l.Holders {
+		names = append(names, clean(h.LockedBy))
+	}
+	return names
+}
+
+// oldest returns when the first of the present holds was granted, "" if there is
+// none.
+func oldest(l Lock) string {
+	if len(l.Holders) == 0 {
+		return ""
+	}
+	first := slices.MinFunc(l.Holders, func(a, b Holder) int { return cmp.Compare(a.Token, b.Token) })
+	return first.Since.Format(time.RFC3339)
+}
+
+// links returns the links of the holders, each once.
+func links(l Lock) string {
+	links := map[string]bool{}
+	for _, h := range l.Holders {
+		if h.Link != "" {
+			links[h.Link] = true
+		}
+	}
+	return strings.Join(slices.Sorted(maps.Keys(links)), " ")
+}

@@ -1,0 +1,42 @@
+package resource
+
+import (
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+)
+
+func TestInWritesTheLock(t *testing.T) {
+	const held = `{"key":"k","locked_by":{"a":1,"b":1},"holders":[{"locked_by":"a","since":"2026-11-23T10:00:00Z","token":3,"link":"https://ci.example/builds/1"},{"locked_by":"b","since":"2026-11-23T10:05:00Z","token":4}],"waiters":[{"key":"x","locked_by":"c","since":"2026-11-23T10:06:00Z"}],"revision":4}`
+	for _, test := range []struct{ lock, owners, metadata string }{
+		{freeLock, "", `[{"name":"lock","value":"myLock"},{"name":"waiting","value":"0"}]`},
+		{held, "a\nb\n", `[{"name":"lock","value":"myLock"},{"name":"key","value":"k"},{"name":"locked_by","value":"a, b"},{"name":"since","value":"2026-11-23T10:00:00Z"},{"name":"build","value":"https://ci.example/builds/1"},{"name":"waiting","value":"1"}]`},
+	} {
+		dir := filepath.Join(t.TempDir(), "not", "there")
+		synctest.Test(t, func(t *testing.T) {
+			s := serve(t, func(w http.ResponseWriter, r *http.Request) { answerWith(w, 200, test.lock) })
+			r := s.run(t.Context(), (*program).in, askIn, dir)
+			if want := `{"version":{"ref":"3"},"metadata":` + test.metadata + "}\n"; r.err != nil || r.stdout.String() != want {
+				t.Errorf("error %v, answered %s", r.err, r.stdout.String())
+			}
+		})
+		for name, want := range map[string]string{"lock": test.owners, "lock.json": test.lock} {
+			if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != want {
+				t.Errorf("%s: %q, %v", name, got, err)
+			}
+		}
+	}
+}
+
+func TestInWantsVersionAndFolder(t *testing.T) {
+	err := In(t.Context(), strings.NewReader(theSource+`,"params":{"x":1}}`), io.Discard, io.Discard, nil, func(string) string { return "" })
+	want := []string{`params: unknown member "x": there are none here`, "version: ref is missing", "0 arguments are given: give one"}
+	if err == nil || !slices.EqualFunc(strings.Split(err.Error(), "\n"), want, strings.HasPrefix) {
+		t.Errorf("error %v", err)
+	}
+}

@@ -1,0 +1,66 @@
+package resource
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+)
+
+func TestOwnNeedsABuild(t *testing.T) {
+	request := theSource + `,"params":{"key":"k","lock_op":"unlock","own":true}}`
+	err := Out(t.Context(), strings.NewReader(request), io.Discard, io.Discard, nil, func(string) string { return "" })
+	if err == nil || !strings.HasPrefix(err.Error(), "params: own needs ATC_EXTERNAL_URL and BUILD_ID") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// An abort before the lock was asked for asks for nothing.
+func TestAbortBeforeStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked record
+		s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			asked.note(r)
+			answerWith(w, http.StatusOK, freedJSON)
+		})
+		for _, request := range []string{askLock, ""} {
+			if r := s.run(abortAfter(t, 0), (*program).out, request); r.err == nil || r.stdout.Len() > 0 {
+				t.Errorf("error %v, answered %s", r.err, r.stdout.String())
+			}
+		}
+		for _, a := range asked.all() {
+			if a.method != http.MethodDelete {
+				t.Errorf("asked %+v", a)
+			}
+		}
+	})
+}
+
+// A version that nobody can read was not answered: the lock is given back.
+func TestVersionThatCannotBeWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked record
+		s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if asked.note(r); r.Method == http.MethodPut {
+				answerWith(w, http.StatusOK, grantJSON)
+				return
+			}
+			answerWith(w, http.StatusOK, freedJSON)
+		})
+		var stderr strings.Builder
+		p := newProgram(strings.NewReader(askLock), brokenWriter{}, &stderr, nil, func(string) string { return "" })
+		p.dial = s.dial
+		if err := p.out(t.Context()); err == nil || !strings.Contains(err.Error(), "write answer") {
+			t.Errorf("error %v", err)
+		}
+		if all := asked.all(); len(all) != 2 || all[1].method != http.MethodDelete {
+			t.Errorf("asked %+v", all)
+		}
+	})
+}
+
+type brokenWriter struct{}
+
+func (brokenWriter) Write([]byte) (int, error) { return 0, fmt.Errorf("broken pipe") }

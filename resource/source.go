@@ -1,0 +1,71 @@
+package resource
+
+import (
+	"crypto/x509"
+	"errors"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// This file is a resource's configuration.
+
+// source is a resource's configuration, checked.
+type source struct {
+	lockerURI, lockName string
+	username, password  string
+	caCert              string // PEM
+	skipValidation      flag
+	authorities         *x509.CertPool // nil: the system's
+}
+
+func (s *source) fields() map[string]any {
+	return map[string]any{
+		"locker_uri": &s.lockerURI, "lock_name": &s.lockName,
+		"username": &s.username, "password": &s.password,
+		"ca_cert": &s.caCert, "skip_ssl_validation": &s.skipValidation,
+	}
+}
+
+func (s *source) check() error {
+	problems := []error{checkURI(s.lockerURI), checkGiven("lock_name", s.lockName, CheckLockName)}
+	switch {
+	case s.username != "" && s.password == "":
+		problems = append(problems, errors.New("username is set but password is not: set both, or neither"))
+	case s.username == "" && s.password != "":
+		problems = append(problems, errors.New("password is set but username is not: set both, or neither"))
+	case strings.Contains(s.username, ":"):
+		problems = append(problems, errors.New("username has a colon, which basic authentication cannot carry: choose one without"))
+	}
+	if s.caCert != "" {
+		s.authorities = x509.NewCertPool()
+		if !s.authorities.AppendCertsFromPEM([]byte(s.caCert)) {
+			problems = append(problems, errors.New("ca_cert has no certificate: set it to PEM, from -----BEGIN CERTIFICATE----- to -----END CERTIFICATE-----"))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// checkURI never repeats the URI or a part of it: there may be a password in it.
+func checkURI(uri string) error {
+	if uri == "" {
+		return errors.New("locker_uri is missing: set it to the locker's address, such as https://10.0.0.10:8910")
+	}
+	u, err := url.Parse(uri)
+	switch {
+	case err == nil && u.User != nil:
+		return errors.New("locker_uri has credentials in it: use username and password")
+	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
+		return errors.New("locker_uri is not an http or https URL: set it to the locker's address, such as https://10.0.0.10:8910")
+	case u.Port() != "" && !isPort(u.Port()):
+		return errors.New("locker_uri has no port from 1 to 65535: correct it")
+	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.Contains(uri, "#"):
+		return errors.New("locker_uri has a query or a fragment: leave out what follows ? or #")
+	}
+	return nil
+}
+
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
+}

@@ -1,0 +1,43 @@
+package resource
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// This file is out's unlock, which goes on after an abort.
+
+const (
+	unlockTime = 8 * time.Second // how long unlock goes on trying after TERM
+
+	// After TERM an attempt is given up sooner, so that one connection that
+	// hangs does not use up the time. Repeating a release is safe: it has an id.
+	unlockAttempt = 3500 * time.Millisecond
+)
+
+// unlock releases the lock. An abort does not stop it at once: it may be the
+// build's ensure that is aborted, and then nobody else would release.
+func (c *claim) unlock(ctx context.Context) error {
+	trying, cancel := outlive(ctx, unlockTime)
+	defer cancel()
+	a, err := retry(trying, &patience{budget: outBudget, hurry: ctx, say: c.say}, func() (Answer, error) {
+		attempt, cancel := endAfter(trying, ctx, unlockAttempt)
+		defer cancel()
+		return c.client.release(attempt, c.releases(c.params.onlyOwn()))
+	})
+	if _, failed := errors.AsType[*failure](err); failed {
+		return fmt.Errorf("unlock %s: %w: what it holds stays held: %s", c.name, err, releaseIt)
+	}
+	if err != nil {
+		return fmt.Errorf("unlock %s: %w", c.name, err)
+	}
+	if strings.HasPrefix(a.Response, NothingDone) {
+		c.say.warn("%s", a.Response)
+	} else {
+		c.say.info("%s", a.Response)
+	}
+	return c.report(a, "")
+}

@@ -1,0 +1,85 @@
+package resource
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// An unlock that is aborted before its request has arrived releases all the same.
+func TestUnlockAbortedBeforeItsRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked record
+		s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			asked.note(r)
+			answerWith(w, http.StatusOK, freedJSON)
+		})
+		ctx, abort := context.WithCancel(t.Context())
+		abort()
+		if r := s.run(ctx, (*program).out, askUnlock); r.err != nil || len(asked.all()) != 1 {
+			t.Errorf("error %v after %d requests", r.err, len(asked.all()))
+		}
+	})
+}
+
+// An unlock goes on for 8 s after an abort, and succeeds when it released.
+func TestUnlockOutlivesAbort(t *testing.T) {
+	abortAt := 5 * time.Minute // pauses are long by then
+	for _, test := range []struct {
+		upAfter time.Duration // after the abort
+		ok      bool
+	}{{0, true}, {6 * time.Second, true}, {time.Hour, false}} {
+		t.Run(test.upAfter.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				s := serve(t, func(w http.ResponseWriter, r *http.Request) { answerWith(w, http.StatusOK, freedJSON) })
+				s.down = func() bool { return time.Since(start) < abortAt+test.upAfter }
+				r := s.run(abortAfter(t, abortAt), (*program).out, askUnlock)
+				if (r.err == nil) != test.ok || (r.stdout.Len() > 0) != test.ok {
+					t.Errorf("error %v, answered %s", r.err, r.stdout.String())
+				}
+				if r.took < abortAt+min(test.upAfter, unlockTime-time.Second) || r.took > abortAt+unlockTime {
+					t.Errorf("took %s", r.took)
+				}
+			})
+		})
+	}
+}
+
+// An unlock whose server hangs ends 8 s after an abort too.
+func TestUnlockOfAHangingServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := serve(t, func(_ http.ResponseWriter, r *http.Request) { hold(r, time.Hour) })
+		r := s.run(abortAfter(t, time.Second), (*program).out, askUnlock)
+		if r.err == nil || r.took > time.Second+unlockTime {
+			t.Errorf("error %v after %s", r.err, r.took)
+		}
+	})
+}
+
+// What a release did not do is a warning.
+func TestUnlockOfNothingIsAWarning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			answerWith(w, http.StatusOK, strings.Replace(freedJSON, "lock myLock released by me", "nothing to do: lock myLock is free", 1))
+		})
+		r := s.run(t.Context(), (*program).out, askUnlock)
+		if r.err != nil || r.lines()[0] != "warning: nothing to do: lock myLock is free" {
+			t.Errorf("error %v, said %q", r.err, r.stderr.String())
+		}
+	})
+}
+
+// A refused unlock says whose lock it is, and is not tried again.
+func TestUnlockOfAnothersKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := serve(t, func(w http.ResponseWriter, r *http.Request) { answerWith(w, http.StatusLocked, queuedJSON) })
+		r := s.run(t.Context(), (*program).out, askUnlock)
+		if r.err == nil || r.err.Error() != "unlock myLock: lock myLock is held" || r.took > 0 {
+			t.Errorf("error %v after %s", r.err, r.took)
+		}
+	})
+}
