@@ -10,8 +10,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cloudfoundry-community/locker/resource"
@@ -324,4 +326,52 @@ func apiFor(c *committer, log *slog.Logger) *api {
 	a := newAPI(nil, c.metrics, log, time.Now)
 	a.begin(c)
 	return a
+}
+
+// TestPausingClient has one client come back every 30 s, as the original's
+// does: it is not in the queue, so those who wait go before it, even one that is
+// away for a moment when the lock is freed. When nobody waits, the lock is its at the
+// next try.
+func TestPausingClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, _ := serveMemory(t, &config{})
+		do := func(method, body string) exchange {
+			return talk(t, m.dial(t), fmt.Sprintf("%s /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: %d\r\n\r\n%s", method, len(body), body))
+		}
+		start := time.Now()
+		at := func(second int) { time.Sleep(time.Until(start.Add(time.Duration(second) * time.Second))) }
+		var tries []string
+		var took time.Duration
+		ended := make(chan struct{})
+		do(put, jane)
+		go func() {
+			defer close(ended)
+			for got := (exchange{}); got.status != "200 OK"; time.Sleep(30 * time.Second) {
+				got = do(put, `{"key":"old","requestor":"old-job"}`)
+				tries = append(tries, got.status)
+				took = time.Since(start)
+				if strings.Contains(got.body, `"position"`) {
+					t.Errorf("it has a place: %s", got.body)
+				}
+			}
+		}()
+		at(10)
+		go do(put, `{"key": "new", "id": "1", "wait": "12s"}`) // and keeps its place until 37
+		at(20)
+		if got := do(get, "").body; !strings.Contains(got, `"waiters":[{"key":"new",`) || strings.Contains(got, `"old`) {
+			t.Errorf("who is refused waits: %s", got)
+		}
+		at(25)
+		do(del, `{"key": "k", "locked_by": "jane"}`) // nobody is there to take it
+		at(35)
+		if got := do(put, `{"key": "new", "id": "1"}`); got.status != "200 OK" {
+			t.Errorf("who waited got %s: %s", got.status, got.body)
+		}
+		at(70)
+		do(del, `{"key": "new", "id": "1"}`)
+		<-ended
+		if want := []string{"423 Locked", "423 Locked", "423 Locked", "200 OK"}; !slices.Equal(tries, want) || took != 90*time.Second {
+			t.Errorf("the client with pauses got %q, the last after %v", tries, took)
+		}
+	})
 }

@@ -1,11 +1,19 @@
 package main
 
 import (
+	"context"
 	"encoding/base64"
+	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cloudfoundry-community/locker/internal/lockertest"
 )
 
 const user, password = "george", "p:ä " + canary
@@ -161,6 +169,134 @@ func FuzzAuthorization(f *testing.F) {
 		want := strings.EqualFold(scheme, "basic") && err == nil && string(decoded) == user+":"+password
 		if got := c.allow(withAuthorization(value)); got != want {
 			t.Errorf("%q: allowed is %v, want %v", value, got, want)
+		}
+	})
+}
+
+// watched is a certificate that is watched in a synctest bubble.
+type watched struct {
+	*certificate
+	dir string
+	log *lockertest.Log
+}
+
+func watchCertificate(t *testing.T) *watched {
+	t.Helper()
+	w := &watched{dir: t.TempDir(), log: lockertest.NewLog()}
+	certFile, keyFile := lockertest.NewCertificate(t, w.dir, "first")
+	var err error
+	w.certificate, err = loadCertificate(certFile, keyFile, slog.New(slog.NewTextHandler(w.log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	go w.watch(ctx)
+	t.Cleanup(stop)
+	return w
+}
+
+// wantSoon checks which certificate is served 5 s after a change.
+func (w *watched) wantSoon(t *testing.T, name string) {
+	t.Helper()
+	time.Sleep(5 * time.Second)
+	synctest.Wait()
+	pair, err := w.config().GetCertificate(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := pair.Leaf.Subject.CommonName; got != name {
+		t.Errorf("the certificate %q is served, want %q", got, name)
+	}
+}
+
+// wantLogged checks how often it was logged that a pair was taken or kept out.
+func (w *watched) wantLogged(t *testing.T, reloaded, kept int) {
+	t.Helper()
+	text := w.log.String()
+	got, gotKept := strings.Count(text, `msg="certificate reloaded"`), strings.Count(text, `msg="certificate not reloaded, the old one stays in use"`)
+	if got != reloaded || gotKept != kept {
+		t.Errorf("logged reloaded %d times and not reloaded %d times, want %d and %d:\n%s", got, gotKept, reloaded, kept, text)
+	}
+}
+
+func TestCertificateIsReloaded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := watchCertificate(t)
+		w.wantSoon(t, "first")
+		w.wantLogged(t, 0, 0)
+		const changes = 10
+		for i := range changes { // wherever between two looks one falls
+			time.Sleep(300 * time.Millisecond)
+			name := fmt.Sprint(i)
+			lockertest.NewCertificate(t, w.dir, name)
+			w.wantSoon(t, name)
+		}
+		time.Sleep(time.Minute)
+		w.wantLogged(t, changes, 0)
+	})
+}
+
+func TestBadPairKeepsTheOldOne(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		spoil func(t *testing.T, w *watched)
+	}{
+		{"garbage", func(t *testing.T, w *watched) { lockertest.WriteFile(t, w.certFile, []byte("garbage")) }},
+		{"empty", func(t *testing.T, w *watched) { lockertest.WriteFile(t, w.keyFile, nil) }},
+		{"another's key", func(t *testing.T, w *watched) {
+			other := t.TempDir()
+			_, keyFile := lockertest.NewCertificate(t, other, "other")
+			lockertest.Rename(t, keyFile, w.keyFile)
+		}},
+		{"missing", func(t *testing.T, w *watched) {
+			lockertest.Rename(t, w.certFile, filepath.Join(w.dir, "aside"))
+			lockertest.Rename(t, w.keyFile, filepath.Join(w.dir, "aside too"))
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := watchCertificate(t)
+				test.spoil(t, w)
+				w.wantSoon(t, "first")
+				time.Sleep(time.Minute)
+				w.wantSoon(t, "first")
+				w.wantLogged(t, 0, 1) // not at each look
+				lockertest.NewCertificate(t, w.dir, "mended")
+				w.wantSoon(t, "mended")
+				w.wantLogged(t, 1, 1)
+			})
+		})
+	}
+}
+
+// A key and its certificate are two files: between the two writes they do not
+// fit each other.
+func TestPairWrittenInTwoSteps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := watchCertificate(t)
+		certFile, keyFile := lockertest.NewCertificate(t, t.TempDir(), "second")
+		lockertest.Rename(t, certFile, w.certFile)
+		w.wantSoon(t, "first")
+		lockertest.Rename(t, keyFile, w.keyFile)
+		w.wantSoon(t, "second")
+	})
+}
+
+func TestTLSHandshakeStall(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		certFile, keyFile := lockertest.NewCertificate(t, dir, "locker")
+		cert, err := loadCertificate(certFile, keyFile, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, _ := serveMemory(t, &config{certificate: cert})
+		hello := lockertest.ClientHello(t)
+		for _, text := range []string{"", hello[:3], hello[:100], hello} {
+			got, after := stall(t, m.dial(t), text)
+			if answered := text == hello; (got != "") != answered || after != headerTime {
+				t.Errorf("%d bytes: got %d bytes after %v", len(text), len(got), after)
+			}
 		}
 	})
 }

@@ -1,13 +1,11 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -18,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloudfoundry-community/locker/internal/lockertest"
 	"github.com/cloudfoundry-community/locker/resource"
 )
 
@@ -217,7 +216,7 @@ func watch(ctx context.Context, url string, lists *atomic.Int64) (stop func()) {
 	}
 	watching.Go(func() {
 		for ctx.Err() == nil {
-			send(ctx, "GET", url+"/metrics", "")
+			lockertest.Send(ctx, "GET", url+"/metrics", "")
 			select {
 			case <-time.After(time.Second):
 			case <-ctx.Done():
@@ -332,48 +331,63 @@ func BenchmarkStart(b *testing.B) {
 	}})
 }
 
-// BenchmarkMemory reports the resident memory of the built program, in MiB:
-// idle (at most 12), and with 5,000 requests waiting after each was renewed
-// three times (at most 224).
-func BenchmarkMemory(b *testing.B) {
-	p := buildPrograms(b).startLocker(b)
-	send(b.Context(), "PUT", "http://"+p.address+"/lock/l", `{"key": "k", "id": "1"}`)
-	idle := footprintOf(b, p.cmd).mib
-	for b.Loop() {
-		send(b.Context(), "GET", "http://"+p.address+"/lock/l", "")
-	}
-	const waiters, renewals = 5_000, 3
-	var queuedUp sync.WaitGroup
-	for i := range waiters {
-		queuedUp.Add(1)
-		conn, err := net.Dial("tcp", p.address)
-		if err != nil {
-			b.Fatal(err)
+// queue is clients that take a lock, release it and queue again, while the gate
+// is open.
+type queue struct {
+	http     *http.Client
+	url      string
+	gate     sync.RWMutex
+	handOffs atomic.Int64
+}
+
+// stand has one client stand in the queue until the context ends.
+func (q *queue) stand(ctx context.Context, lock, n int) {
+	url := fmt.Sprintf("%s/lock/l%02d", q.url, lock)
+	who := fmt.Sprintf(`{"key": "k%04d", "id": "%d"`, n, n)
+	for ctx.Err() == nil {
+		if status, _ := lockertest.SendBy(ctx, q.http, http.MethodPut, url, who+`, "wait": "60s"}`); status != http.StatusOK {
+			continue
 		}
-		defer conn.Close()
-		go func() {
-			defer queuedUp.Done()
-			answers := bufio.NewReader(conn)
-			for n := range renewals + 1 {
-				wait := "5s"
-				if n == renewals {
-					wait = "60s"
-				}
-				body := fmt.Sprintf(`{"key": "other", "id": "%d", "wait": "%s"}`, i, wait)
-				fmt.Fprintf(conn, "PUT /lock/l HTTP/1.1\r\nHost: l\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-				if n == renewals {
-					return
-				}
-				if resp, err := http.ReadResponse(answers, nil); err != nil {
-					b.Error(err)
-				} else if io.Copy(io.Discard, resp.Body); resp.StatusCode != http.StatusLocked {
-					b.Error(resp.Status)
-				}
-			}
-		}()
+		q.gate.RLock()
+		lockertest.SendBy(ctx, q.http, http.MethodDelete, url, who+`}`)
+		q.gate.RUnlock()
+		q.handOffs.Add(1)
 	}
-	queuedUp.Wait()
-	time.Sleep(time.Second)
-	b.ReportMetric(idle, "idle-MiB")
-	b.ReportMetric(footprintOf(b, p.cmd).mib, "waiting-MiB")
+}
+
+// BenchmarkManyWaiters: 5,000 clients wait for 50 locks, which are taken,
+// released and queued for again. Ratio: hand-offs per second over bare commits
+// per second of that file's size; at least 1, since a commit hands several over.
+func BenchmarkManyWaiters(b *testing.B) {
+	const locks, waiters, handOffs, files = 50, 5_000, 500, 11_000
+	lockertest.AllowFiles(b, files)
+	url, c := served(b)
+	q := &queue{http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: waiters + locks}}, url: url}
+	q.gate.Lock()
+	ctx, stop := context.WithCancel(b.Context())
+	var all sync.WaitGroup
+	for i := range waiters + locks {
+		all.Go(func() { q.stand(ctx, i%locks, i) })
+	}
+	lockertest.Eventually(b, "5,000 waiters", func() bool { return c.state().claims == waiters+locks })
+	file, err := os.Stat(c.store.path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	commit := bareCommit(b, int(file.Size()), 20)
+	locker := &side{name: "locker", ops: handOffs, run: func() {
+		last := q.handOffs.Load() + handOffs
+		q.gate.Unlock()
+		for q.handOffs.Load() < last {
+			time.Sleep(time.Millisecond)
+		}
+		q.gate.Lock()
+	}}
+	inTurns(b, commit, locker)
+	b.ReportMetric(float64(commit.perOp())/float64(locker.perOp()), "ratio")
+	b.ReportMetric(float64(time.Second)/float64(locker.perOp()), "hand-offs/s")
+	stop()
+	q.gate.Unlock()
+	all.Wait()
+	q.http.CloseIdleConnections()
 }

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/cloudfoundry-community/locker/internal/lockertest"
 )
 
 // canary is every password here; no message may have it.
@@ -37,7 +39,7 @@ func parse(t testing.TB, args []string, env ...string) (cfg *config, stdout stri
 
 func TestConfigAccepted(t *testing.T) {
 	t.Chdir(t.TempDir())
-	certFile, keyFile := newCertificate(t, ".", "locker")
+	certFile, keyFile := lockertest.NewCertificate(t, ".", "locker")
 	for _, test := range []struct {
 		name string
 		args []string
@@ -101,12 +103,12 @@ func TestConfigAccepted(t *testing.T) {
 func TestConfigRefused(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
-	certFile, keyFile := newCertificate(t, dir, "locker")
+	certFile, keyFile := lockertest.NewCertificate(t, dir, "locker")
 	other := filepath.Join(dir, "other")
 	folder(t, other, 0o700)
-	_, otherKey := newCertificate(t, other, "other")
-	overwrite(t, "empty", nil)
-	overwrite(t, "garbage", []byte("no PEM at all"))
+	_, otherKey := lockertest.NewCertificate(t, other, "other")
+	lockertest.WriteFile(t, "empty", nil)
+	lockertest.WriteFile(t, "garbage", []byte("no PEM at all"))
 	if err := os.Symlink("missing.json", "dangling.json"); err != nil {
 		t.Fatal(err)
 	}

@@ -32,13 +32,13 @@ func TestLogTellsALocksStory(t *testing.T) {
 	go func() {
 		george <- do(put, "/lock/myLock", `{"key": "deploy", "locked_by": "george", "wait": "60s"}`)
 	}()
-	s.log.await(t, `msg=queue lock=myLock key=deploy`)
+	s.log.Await(t, `msg=queue lock=myLock key=deploy`)
 	ann := s.dial(t)
 	const waits = `{"key": "test", "locked_by": "ann", "wait": "60s"}`
 	fmt.Fprintf(ann, "PUT /lock/myLock HTTP/1.1\r\nHost: locker\r\nAuthorization: %s\r\nContent-Length: %d\r\n\r\n%s", right, len(waits), waits)
-	s.log.await(t, `msg=queue lock=myLock key=test`)
+	s.log.Await(t, `msg=queue lock=myLock key=test`)
 	ann.Close()
-	s.log.await(t, `msg=withdraw lock=myLock key=test`)
+	s.log.Await(t, `msg=withdraw lock=myLock key=test`)
 	do(put, "/lock/myLock", `{"key": "k3", "id": "3", "wait": "1ms"}`)
 	do(del, "/lock/myLock", `{"key": "k3", "id": "3"}`)
 	do(del, "/lock/myLock", `{"key": "k", "locked_by": "jane"}`)
@@ -47,7 +47,7 @@ func TestLogTellsALocksStory(t *testing.T) {
 	}
 	do(del, "/lock/myLock?force=true", `{"reason": "it \"hangs\"\nlock=myLock"}`)
 	do(put, "/lock/myLock", `{"key": "brief", "ttl": "1s"}`)
-	s.log.await(t, `msg=expire`)
+	s.log.Await(t, `msg=expire`)
 	if err := s.stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -99,5 +99,34 @@ func TestLogNamesTheAddressWhereThereIsNoUser(t *testing.T) {
 	s.do(t, put, "/lock/a", jane)
 	conn := s.dial(t)
 	io.WriteString(conn, "DELETE /lock/a?force=true HTTP/1.1\r\nHost: locker\r\nAuthorization: "+basic("somebody", "x")+"\r\n\r\n")
-	s.log.await(t, `msg=force .* by=`+regexp.QuoteMeta(conn.LocalAddr().String())+` reason=""\n`)
+	s.log.Await(t, `msg=force .* by=`+regexp.QuoteMeta(conn.LocalAddr().String())+` reason=""\n`)
+}
+
+// What happens is logged, a line each, with names and never with an id.
+func TestEventsAreLogged(t *testing.T) {
+	s := startServer(t, withAuth())
+	right := basic(user, password)
+	for _, c := range []apiCall{
+		{put, "/lock/a", strings.Replace(jane, `"7"`, `"secret-id"`, 1), nil},
+		{put, "/lock/a", georgeWaits, nil},
+		{del, "/lock/a", `{"key": "other", "locked_by": "george", "id": "8"}`, nil},
+		{del, "/lock/a", `{"key": "k", "locked_by": "jane"}`, nil},
+		{put, "/lock/a", `{"key": "k2", "locked_by": "line\\feed"}`, nil},
+		{del, "/lock/a?force=true", `{"reason": "it hangs\nmsg=grant"}`, nil},
+	} {
+		s.do(t, c.method, c.path, c.body, "Authorization", right)
+	}
+	for _, pattern := range []string{
+		`level=INFO msg=grant lock=a key=k locked_by=jane link=https://ci.example/builds/12 token=1 waited=0s\n`,
+		`level=INFO msg=queue lock=a key=other locked_by=george\n`,
+		`level=INFO msg=withdraw lock=a key=other locked_by=george waited=\S+ reason="it was released while it waited"\n`,
+		`level=INFO msg=release lock=a key=k locked_by=jane link=\S+ token=1 held=\S+\n`,
+		`level=INFO msg=grant lock=a key=k2 locked_by=line\\feed token=\d+ waited=0s\n`,
+		`level=INFO msg=force lock=a key=k2 locked_by=line\\feed token=\d+ held=\S+ by=george reason="it hangs\\nmsg=grant"\n`,
+	} {
+		s.log.Await(t, pattern)
+	}
+	if log := s.log.String(); strings.Contains(log, "secret-id") || strings.Contains(log, canary) {
+		t.Errorf("the log shows an id or a password:\n%s", log)
+	}
 }

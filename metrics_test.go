@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cloudfoundry-community/locker/internal/lockertest"
 )
 
 // scrape returns the values of /metrics by their series, having checked that
@@ -225,7 +227,7 @@ func TestMetricsOfFailingCommits(t *testing.T) {
 		}
 		return write(f, data)
 	}
-	log := newLogs()
+	log := lockertest.NewLog()
 	a := apiWith(t, steps, log)
 	ask := func(method, path, body string) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
@@ -249,7 +251,7 @@ func TestMetricsOfFailingCommits(t *testing.T) {
 		t.Errorf("what was not committed is counted: %v", got)
 	}
 	full.Store(false)
-	log.await(t, `level=INFO msg="commits succeed again" failed_for=\S+\n`)
+	log.Await(t, `level=INFO msg="commits succeed again" failed_for=\S+\n`)
 	if n := strings.Count(log.String(), `level=ERROR msg="commit failed" err="save state: no space left on device"`); n != 1 {
 		t.Errorf("the failure is logged %d times:\n%s", n, log)
 	}
@@ -257,7 +259,7 @@ func TestMetricsOfFailingCommits(t *testing.T) {
 
 // apiWith serves an empty state with these steps and that log, without a server
 // around it.
-func apiWith(t testing.TB, steps steps, log *logs) *api {
+func apiWith(t testing.TB, steps steps, log *lockertest.Log) *api {
 	t.Helper()
 	return serveState(t, nil, steps, slog.New(slog.NewTextHandler(log, nil)))
 }
@@ -336,3 +338,15 @@ type recorder struct {
 func (r *recorder) Helper()               {}
 func (r *recorder) Errorf(string, ...any) { r.failed = true }
 func (r *recorder) Fatalf(string, ...any) { r.failed = true; panic(errFatal) }
+
+// stateFile writes the state that fill makes, and returns an environment for a
+// server that starts with it.
+func stateFile(t testing.TB, fill func(d *draft)) map[string]string {
+	t.Helper()
+	d := newDraft(&state{}, time.Now().UTC(), func(uint64) (bool, time.Duration) { return true, 0 })
+	fill(d)
+	env := withAuth()
+	env["LOCKER_CONFIG"] = filepath.Join(t.TempDir(), "locker.json")
+	lockertest.WriteFile(t, env["LOCKER_CONFIG"], d.state.appendTo(nil))
+	return env
+}

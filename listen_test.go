@@ -4,12 +4,16 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/cloudfoundry-community/locker/internal/lockertest"
+	"github.com/cloudfoundry-community/locker/test/history"
 )
 
 func TestPipelining(t *testing.T) {
@@ -218,21 +222,124 @@ func TestConnectionLostWhileWaiting(t *testing.T) {
 	}
 }
 
-func TestTLSHandshakeStall(t *testing.T) {
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		certFile, keyFile := newCertificate(t, dir, "locker")
-		cert, err := loadCertificate(certFile, keyFile, slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
+// TestHalfSentRequests leaves 1,000 requests half sent and wants others to be
+// answered.
+func TestHalfSentRequests(t *testing.T) {
+	lockertest.AllowFiles(t, 2*1_000+500)
+	s := startServer(t, withAuth())
+	conns := lockertest.Flood(t, s.address, 1_000, lockertest.Halves(basic(user, password)))
+	defer conns.Close()
+	right := basic(user, password)
+	start := time.Now()
+	for _, c := range []apiCall{{get, "/health", "", nil}, {put, "/lock/b", jane, nil}, {get, "/locks", "", nil}, {del, "/lock/b", `{"key": "k", "locked_by": "jane"}`, nil}} {
+		if got := s.do(t, c.method, c.path, c.body, "Authorization", right); got.status != "200 OK" {
+			t.Errorf("%s %s: got %s", c.method, c.path, got.status)
 		}
-		m, _ := serveMemory(t, &config{certificate: cert})
-		hello := clientHello(t)
-		for _, text := range []string{"", hello[:3], hello[:100], hello} {
-			got, after := stall(t, m.dial(t), text)
-			if answered := text == hello; (got != "") != answered || after != headerTime {
-				t.Errorf("%d bytes: got %d bytes after %v", len(text), len(got), after)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("four requests took %v", took)
+	}
+}
+
+// TestConnectionsLeaveNothing opens connections to a server of which the memory
+// can be looked at, and wants it back when they are closed. What other tests
+// leave behind may come and go meanwhile, but not each time.
+func TestConnectionsLeaveNothing(t *testing.T) {
+	const many, each = 2_000, 200 // each is bytes: what knows a connection keeps twice as many alive
+	lockertest.AllowFiles(t, 2*many+500)
+	s := startServer(t, nil)
+	s.do(t, get, "/health", "")
+	few := runtime.NumGoroutine() + 10
+	var grown []int
+	for before := inUse(); len(grown) < 5; {
+		conns := lockertest.Flood(t, s.address, many, lockertest.Halves(""))
+		lockertest.Eventually(t, "a goroutine for most", func() bool { return runtime.NumGoroutine() > many*9/10 })
+		conns.Close()
+		conns = nil
+		lockertest.Eventually(t, "no more goroutines than before", func() bool { return runtime.NumGoroutine() <= few })
+		after := inUse()
+		if grown = append(grown, after-before); after-before <= many*each {
+			return
+		}
+		before = after
+	}
+	t.Errorf("%d connections leave %d bytes behind", many, grown)
+}
+
+// inUse returns the bytes of the heap that are in use after a collection.
+func inUse() int {
+	runtime.GC()
+	runtime.GC() // pools keep what they have for one more
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int(m.HeapAlloc)
+}
+
+// Hosts that vanish are noticed by keep-alive probes: 5 s, 3 of them.
+func TestKeepAliveProbes(t *testing.T) {
+	l, err := listen(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) {
+		for _, option := range []struct{ level, name, want int }{
+			{syscall.SOL_SOCKET, syscall.SO_KEEPALIVE, 1},
+			{syscall.IPPROTO_TCP, syscall.TCP_KEEPIDLE, 5},
+			{syscall.IPPROTO_TCP, syscall.TCP_KEEPINTVL, 5},
+			{syscall.IPPROTO_TCP, syscall.TCP_KEEPCNT, 3},
+		} {
+			if got, err := syscall.GetsockoptInt(int(fd), option.level, option.name); got != option.want || err != nil {
+				t.Errorf("option %+v is %d, %v", option, got, err)
 			}
 		}
 	})
+}
+
+// TestNothingLeftBehind lets a crowd loose on a locker in this process, which
+// then has the goroutines that it had before, and not much more memory.
+func TestNothingLeftBehind(t *testing.T) {
+	url, _ := served(t)
+	c := history.NewCrowd(t, url)
+	c.Look()
+	c.Leave()
+	goroutines, heap := fewestGoroutines(), inUse()
+	stop := c.Begin()
+	time.Sleep(2 * time.Second)
+	stop()
+	c.Clear()
+	n := c.Check()
+	c.Leave()
+	lockertest.Eventually(t, "as many goroutines as before", func() bool { return runtime.NumGoroutine() <= goroutines })
+	if n.Holds < 100 || n.Queued < 100 || n.Cut < 50 {
+		t.Errorf("that was no load: %+v", n)
+	}
+	const kept = 1 << 10 // bytes of a claim that is remembered as ended
+	if more := inUse() - heap; more > 1<<20+(n.Holds+n.Withdrew)*kept {
+		t.Errorf("%d bytes more are in use than before, after %+v", more, n)
+	}
+}
+
+// fewestGoroutines returns how many there are when none is about to end.
+func fewestGoroutines() int {
+	fewest := runtime.NumGoroutine()
+	for range 20 {
+		time.Sleep(10 * time.Millisecond)
+		fewest = min(fewest, runtime.NumGoroutine())
+	}
+	return fewest
 }

@@ -1,4 +1,4 @@
-package main
+package history
 
 import (
 	"cmp"
@@ -16,11 +16,25 @@ import (
 // rules promise only while fewer than 1,000 locks are used, and fewer than
 // 1,000 claims end on a lock between a claim's end and its last release.
 
+const forever = time.Duration(math.MaxInt64)
+
+// verdict is what an answer says that became of a request.
+type verdict string
+
 const (
-	nothing verdict = "nothing" // a release that found nothing to release
-	looked  verdict = "looked"  // a request that only shows the lock
-	forever         = time.Duration(math.MaxInt64)
+	granted  verdict = "granted"
+	repeated verdict = "repeat" // granted before, to the same claim
+	queued   verdict = "queued"
+	refused  verdict = "refused" // and not queued
+	released verdict = "released"
+	withdrew verdict = "withdrew" // it took a queued claim back
+	nothing  verdict = "nothing"  // a release that found nothing to release
+	looked   verdict = "looked"   // a request that only shows the lock
 )
+
+// identity is what makes two requests those of one claim; without an id, each
+// is a claim of its own.
+type identity struct{ Key, LockedBy, ID string }
 
 // asked is one request as its client saw it. The times are of one monotonic
 // clock.
@@ -92,19 +106,19 @@ type checker struct {
 	tokens  map[uint64]*tenure
 	where   map[uint64]string // a token's lock
 	found   []string
-	weighed weight
+	weighed Weight
 }
 
-// weight is what the findings of a check rest on.
-type weight struct {
-	holds    int // that were answered for
-	survived int // of them, over the end of a process
-	stays    int // in the queue, unbroken until the grant
-	resumed  int // of them, over the end of a process
+// Weight is what the findings of a check rest on.
+type Weight struct {
+	Holds    int // that were answered for
+	Survived int // of them, over the end of a process
+	Stays    int // in the queue, unbroken until the grant
+	Resumed  int // of them, over the end of a process
 }
 
 // check returns what a correct locker cannot have done.
-func (h *history) check() ([]string, weight) {
+func (h *history) check() ([]string, Weight) {
 	c := &checker{history: h, stories: map[string]*story{}, tokens: map[uint64]*tenure{}, where: map[uint64]string{}}
 	c.tell()
 	for _, name := range slices.Sorted(maps.Keys(c.stories)) {
@@ -258,9 +272,9 @@ func (c *checker) weigh(t *tenure) {
 	if !t.certain {
 		return
 	}
-	c.weighed.holds++
+	c.weighed.Holds++
 	if c.outlived(t.known, t.seen) {
-		c.weighed.survived++
+		c.weighed.Survived++
 	}
 }
 

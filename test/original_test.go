@@ -1,4 +1,4 @@
-package main
+package test
 
 import (
 	"encoding/json"
@@ -8,12 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
-	"time"
+
+	"github.com/cloudfoundry-community/locker/internal/lockertest"
 )
 
 // This file plays the original's clients beside new ones, and the way back to
@@ -52,16 +51,17 @@ func alone(t *testing.T, dir, who string) {
 	os.Remove(held)
 }
 
-// testOriginalClients has three of the original's clients, three new ones and a
+// TestOriginalClients has three of the original's clients, three new ones and a
 // build want one lock, each with a key of its own.
-func testOriginalClients(t *testing.T, built programs) {
+func TestOriginalClients(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("curl"); err != nil {
-		skip(t, err.Error())
+		lockertest.Skip(t, err.Error())
 	}
-	certFile, keyFile, ca := ownCertificate(t)
-	s := startServer(t, map[string]string{"SSL_CERT": certFile, "SSL_KEY": keyFile, "AUTH_USER": jobUser, "AUTH_PASS": jobPass})
+	certFile, keyFile := lockertest.NewCertificate(t, t.TempDir(), "locker")
+	s := lockertest.Start(t, "SSL_CERT="+certFile, "SSL_KEY="+keyFile, "AUTH_USER="+jobUser, "AUTH_PASS="+jobPass)
 	v := &vm{T: t}
-	v.reach(s.address, ca)
+	v.reach(s.Address, certFile)
 	v.want("PUT", "/lock/myLock", `{"key": "first"}`, http.StatusOK)
 	dir := t.TempDir()
 	var all sync.WaitGroup
@@ -74,8 +74,8 @@ func testOriginalClients(t *testing.T, built programs) {
 				v.want("DELETE", "/lock/myLock", who+`}`, http.StatusOK)
 			}
 		})
-		client, said := exec.CommandContext(t.Context(), "bash", "-c", originalClient), newLogs()
-		client.Env = append(os.Environ(), "CA="+certFile, "AUTH="+jobUser+":"+jobPass, "URI=https://"+s.address, "PAUSE=0.05", fmt.Sprint("KEY=old-", i))
+		client, said := exec.CommandContext(t.Context(), "bash", "-c", originalClient), lockertest.NewLog()
+		client.Env = append(os.Environ(), "CA="+certFile, "AUTH="+jobUser+":"+jobPass, "URI=https://"+s.Address, "PAUSE=0.05", fmt.Sprint("KEY=old-", i))
 		client.Dir, client.Stdout, client.Stderr = dir, said, said
 		v.must(client.Start())
 		all.Go(func() {
@@ -83,86 +83,39 @@ func testOriginalClients(t *testing.T, built programs) {
 				t.Errorf("%v:\n%s", err, said)
 			}
 		})
-		said.await(t, "locked")
+		said.Await(t, "locked")
 	}
-	p := built.pipeline(s.address)
-	maps.Copy(p.source, map[string]any{"locker_uri": "https://" + s.address, "ca_cert": ca, "username": jobUser, "password": jobPass})
-	build := p.out(t, "1", lockParams("build", ""))
-	eventually(t, "four who wait", func() bool { l, _ := v.lock("myLock"); return len(l.Waiters) == 4 })
+	p := lockertest.NewPipeline(s.Address)
+	maps.Copy(p.Source, map[string]any{"locker_uri": "https://" + s.Address, "ca_cert": lockertest.Read(t, certFile), "username": jobUser, "password": jobPass})
+	build := p.Out(t, "1", lockertest.LockParams("build", ""))
+	lockertest.Eventually(t, "four who wait", func() bool { l, _ := v.lock("myLock"); return len(l.Waiters) == 4 })
 	v.want("DELETE", "/lock/myLock", `{"key": "first"}`, http.StatusOK)
-	build.ok(t)
+	build.OK(t)
 	alone(t, dir, "build")
-	p.out(t, "1", unlockParams("build", "")).ok(t)
+	p.Out(t, "1", lockertest.UnlockParams("build", "")).OK(t)
 	all.Wait()
-	order := strings.Fields(read(t, filepath.Join(dir, "order")))
+	order := strings.Fields(lockertest.Read(t, filepath.Join(dir, "order")))
 	if len(order) != 3*3+3*3+1 || strings.Contains(strings.Join(order[:4], " "), "old") {
 		t.Errorf("the turns were %q; those who waited were to be first", order)
 	}
-	if l, _ := v.lock("myLock"); !nobodys(l) {
+	if l, _ := v.lock("myLock"); !lockertest.Nobodys(l) {
 		t.Errorf("in the end the lock is %+v", l)
 	}
 }
 
-// TestPausingClient has one client come back every 30 s, as the original's
-// does: it is not in the queue, so those who wait go before it, even one that is
-// away for a moment when the lock is freed. When nobody waits, the lock is its at the
-// next try.
-func TestPausingClient(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		m, _ := serveMemory(t, &config{})
-		do := func(method, body string) exchange {
-			return talk(t, m.dial(t), fmt.Sprintf("%s /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: %d\r\n\r\n%s", method, len(body), body))
-		}
-		start := time.Now()
-		at := func(second int) { time.Sleep(time.Until(start.Add(time.Duration(second) * time.Second))) }
-		var tries []string
-		var took time.Duration
-		ended := make(chan struct{})
-		do(put, jane)
-		go func() {
-			defer close(ended)
-			for got := (exchange{}); got.status != "200 OK"; time.Sleep(30 * time.Second) {
-				got = do(put, `{"key":"old","requestor":"old-job"}`)
-				tries = append(tries, got.status)
-				took = time.Since(start)
-				if strings.Contains(got.body, `"position"`) {
-					t.Errorf("it has a place: %s", got.body)
-				}
-			}
-		}()
-		at(10)
-		go do(put, `{"key": "new", "id": "1", "wait": "12s"}`) // and keeps its place until 37
-		at(20)
-		if got := do(get, "").body; !strings.Contains(got, `"waiters":[{"key":"new",`) || strings.Contains(got, `"old`) {
-			t.Errorf("who is refused waits: %s", got)
-		}
-		at(25)
-		do(del, `{"key": "k", "locked_by": "jane"}`) // nobody is there to take it
-		at(35)
-		if got := do(put, `{"key": "new", "id": "1"}`); got.status != "200 OK" {
-			t.Errorf("who waited got %s: %s", got.status, got.body)
-		}
-		at(70)
-		do(del, `{"key": "new", "id": "1"}`)
-		<-ended
-		if want := []string{"423 Locked", "423 Locked", "423 Locked", "200 OK"}; !slices.Equal(tries, want) || took != 90*time.Second {
-			t.Errorf("the client with pauses got %q, the last after %v", tries, took)
-		}
-	})
-}
-
-// testWayBack pastes the README's commands for going back to the original into
+// TestWayBack pastes the README's commands for going back to the original into
 // a shell: what they make of the state is a file that the original reads, and
 // of which a later upgrade makes the same holds.
-func testWayBack(t *testing.T, built programs) {
+func TestWayBack(t *testing.T) {
+	t.Parallel()
 	for _, program := range []string{"bash", "curl", "flock"} {
 		if _, err := exec.LookPath(program); err != nil {
-			skip(t, err.Error())
+			lockertest.Skip(t, err.Error())
 		}
 	}
 	path := filepath.Join(t.TempDir(), "locker.yml")
-	writeFile(t, path, original)
-	s := built.startLocker(t, "LOCKER_CONFIG="+path)
+	lockertest.WriteFile(t, path, []byte(original))
+	s := lockertest.Start(t, "LOCKER_CONFIG="+path)
 	for _, ask := range [][3]string{
 		{"PUT", "done", `{"key": "k"}`},
 		{"DELETE", "done", `{"key": "k"}`},
@@ -170,23 +123,23 @@ func testWayBack(t *testing.T, built programs) {
 		{"PUT", "version", `{"key": "2", "link": "https://ci.example/1"}`},
 		{"PUT", "a%2Fb", `{"key": "\"ü\""}`},
 	} {
-		if status, body := send(t.Context(), ask[0], "http://"+s.address+"/lock/"+ask[1], ask[2]); status != http.StatusOK {
+		if status, body := lockertest.Send(t.Context(), ask[0], "http://"+s.Address+"/lock/"+ask[1], ask[2]); status != http.StatusOK {
 			t.Fatalf("%q: %d %s", ask, status, body)
 		}
 	}
-	go send(t.Context(), "PUT", "http://"+s.address+"/lock/pair", `{"key": "waits", "id": "1", "wait": "60s"}`)
-	s.await(t, "pair", withWaiters(1))
-	s.stop()
-	script := strings.NewReplacer("/var/vcap/store/locker", filepath.Dir(path), "/var/vcap/packages/locker/bin/locker", built.file("locker"), "127.0.0.1:8911", "127.0.0.1:"+freePort(t)).
+	go lockertest.Send(t.Context(), "PUT", "http://"+s.Address+"/lock/pair", `{"key": "waits", "id": "1", "wait": "60s"}`)
+	s.Await("pair", lockertest.WithWaiters(1))
+	s.Stop()
+	script := strings.NewReplacer("/var/vcap/store/locker", filepath.Dir(path), "/var/vcap/packages/locker/bin/locker", lockertest.Program(t, "locker"), "127.0.0.1:8911", "127.0.0.1:"+lockertest.FreePort(t)).
 		Replace(readmeBlock(t, "monit stop locker"))
 	cmd := exec.CommandContext(t.Context(), "bash", "-c", "monit() { :; }; chown() { :; }\n"+script)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v:\n%s", err, out)
 	}
 	held := `a/b:{map["ü":1] "ü"} %smyLock:{map[ann:1 george:1] k} pair:{map[coexisting-1:1 coexisting-2:1] can-coexist} version:{map[2:1] 2}`
-	wantOriginal(t, read(t, path), fmt.Sprintf(held, "done:{map[] } "))
-	again := built.startLocker(t, "LOCKER_CONFIG="+path)
-	_, locks := send(t.Context(), "GET", "http://"+again.address+"/locks", "")
+	wantOriginal(t, lockertest.Read(t, path), fmt.Sprintf(held, "done:{map[] } "))
+	again := lockertest.Start(t, "LOCKER_CONFIG="+path)
+	_, locks := lockertest.Send(t.Context(), "GET", "http://"+again.Address+"/locks", "")
 	wantOriginal(t, string(locks), fmt.Sprintf(held, ""))
 }
 

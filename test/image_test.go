@@ -1,4 +1,4 @@
-package main
+package test
 
 import (
 	"archive/tar"
@@ -11,15 +11,17 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
+
+	"github.com/cloudfoundry-community/locker/internal/lockertest"
 )
 
 const maxProgram = 7 << 20 // bytes of a stripped program
 
 // The programs are small and need no other file.
-func testSize(t *testing.T, built programs) {
+func TestSize(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"check", "in", "out"} {
-		data, err := os.ReadFile(built.file(name))
+		data, err := os.ReadFile(lockertest.Released(t, name))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -47,7 +49,7 @@ func docker(t *testing.T, stdin io.Reader, args ...string) (stdout string, err e
 func needDocker(t *testing.T) {
 	t.Helper()
 	if _, err := docker(t, nil, "version", "--format", "{{.Server.Version}}"); err != nil {
-		skip(t, "needs a container engine: none answers")
+		lockertest.Skip(t, "needs a container engine: none answers")
 	}
 }
 
@@ -56,14 +58,15 @@ var imageFiles = []string{"/etc/ssl/certs/ca-certificates.crt", "/opt/resource/c
 
 // The image holds the programs and the certificate authorities, and the seed's
 // steps run in it, as root and as any other user.
-func testImage(t *testing.T, built programs) {
+func TestImage(t *testing.T) {
+	t.Parallel()
 	needDocker(t)
-	image := buildImage(t, built)
-	s := built.startLocker(t)
+	image := buildImage(t)
+	s := lockertest.Start(t)
 	for _, user := range []string{"0:0", "4711:4712"} {
 		run := func(program, request string, args ...string) string {
 			t.Helper()
-			request = `{"source":{"locker_uri":"http://` + s.address + `","lock_name":"myLock"},` + request + `}`
+			request = `{"source":{"locker_uri":"http://` + s.Address + `","lock_name":"myLock"},` + request + `}`
 			args = append([]string{"run", "--rm", "-i", "--network", "host", "--user", user, "-e", "ATC_EXTERNAL_URL=http://ci", "-e", "BUILD_ID=1"}, args...)
 			out, err := docker(t, strings.NewReader(request), append(args, image, "/opt/resource/"+program, "/tmp/build")...)
 			if err != nil || !json.Valid([]byte(out)) {
@@ -88,11 +91,11 @@ func testImage(t *testing.T, built programs) {
 }
 
 // buildImage builds the image as its Dockerfile says, and returns its name.
-func buildImage(t *testing.T, built programs) string {
+func buildImage(t *testing.T) string {
 	t.Helper()
 	context := t.TempDir()
 	for _, name := range []string{"check", "in", "out"} {
-		if err := os.Link(built.file(name), filepath.Join(context, name)); err != nil {
+		if err := os.Link(lockertest.Released(t, name), filepath.Join(context, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -140,58 +143,4 @@ func filesIn(t *testing.T, image string) (files []string) {
 			files = append(files, "/"+file.Name)
 		}
 	}
-}
-
-const maxCost = 15 * time.Millisecond // of an uncontended out, beside the smallest process there is
-
-// stopwatch runs an uncontended out, and true. The lock is taken once; from
-// then on the same claim is a repeat, for which the server commits nothing.
-type stopwatch struct {
-	out, request string
-	env          []string
-}
-
-func (p programs) stopwatch(t testing.TB) *stopwatch {
-	s := &stopwatch{out: p.file("out"), env: []string{"ATC_EXTERNAL_URL=https://ci.example", "BUILD_ID=1"}}
-	s.request = `{"source":{"locker_uri":"http://` + p.startLocker(t).address + `","lock_name":"myLock"},"params":{"key":"k","lock_op":"lock"}}`
-	s.run(t, s.out)
-	return s
-}
-
-func (s *stopwatch) run(t testing.TB, program string) time.Duration {
-	t.Helper()
-	cmd := exec.Command(program)
-	cmd.Stdin, cmd.Env = strings.NewReader(s.request), s.env
-	begun := time.Now()
-	if err := cmd.Run(); err != nil {
-		t.Fatal(err)
-	}
-	return time.Since(begun)
-}
-
-// An uncontended out costs little. The best of many runs counts: other tests
-// run at the same time.
-func testCost(t *testing.T, built programs) {
-	s := built.stopwatch(t)
-	floor, out := time.Hour, time.Hour
-	for range 20 {
-		floor, out = min(floor, s.run(t, "true")), min(out, s.run(t, s.out))
-	}
-	if out-floor > maxCost {
-		t.Errorf("out takes %s, true %s: the difference should be at most %s", out, floor, maxCost)
-	}
-}
-
-// BenchmarkOut runs an uncontended out as a process, beside true.
-func BenchmarkOut(b *testing.B) {
-	s := buildPrograms(b).stopwatch(b)
-	var out, floor time.Duration
-	for b.Loop() {
-		floor += s.run(b, "true")
-		out += s.run(b, s.out)
-	}
-	each := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 / float64(b.N) }
-	b.ReportMetric(each(floor), "true-ms/op")
-	b.ReportMetric(each(out), "out-ms/op")
-	b.ReportMetric(each(out-floor), "more-ms/op")
 }

@@ -1,4 +1,4 @@
-package main
+package test
 
 import (
 	"debug/buildinfo"
@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cloudfoundry-community/locker/internal/lockertest"
 )
 
 // TestRelease builds the release of one commit in two folders and wants the
@@ -17,7 +19,7 @@ import (
 func TestRelease(t *testing.T) {
 	for _, program := range []string{"bash", "git", "sha256sum"} {
 		if _, err := exec.LookPath(program); err != nil {
-			skip(t, err.Error())
+			lockertest.Skip(t, err.Error())
 		}
 	}
 	var platforms []string
@@ -117,12 +119,12 @@ func wantBuilt(t *testing.T, file, system, arch, commit string) {
 	}
 }
 
-// testReleasedImage does with the image what the README says, which lets a
+// TestReleasedImage does with the image what the README says, which lets a
 // container engine compare its checksums, and runs a program of it.
 func testReleasedImage(t *testing.T, folder string) {
 	needDocker(t)
 	if runtime.GOARCH != "amd64" {
-		skip(t, "the README's image is for amd64")
+		lockertest.Skip(t, "the README's image is for amd64")
 	}
 	const image, pushed = "locker-resource:latest", "registry.example/locker-resource:latest"
 	keepTag(t, image)

@@ -1,4 +1,7 @@
-package main
+// Package history lets a crowd of clients loose on a locker, writes down what
+// each asked and was answered, and finds in that history what a correct locker
+// cannot have done.
+package history
 
 import (
 	"bytes"
@@ -15,13 +18,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloudfoundry-community/locker/internal/lockertest"
 	"github.com/cloudfoundry-community/locker/resource"
 )
 
-// crowd is many clients of one locker that take, wait, time out, disconnect,
+// Crowd is many clients of one locker that take, wait, time out, disconnect,
 // come back and release at random, and write down what they asked and were
-// answered.
-type crowd struct {
+// answered. Begin is called once, and then everything else by one goroutine.
+type Crowd struct {
 	t        testing.TB
 	http     *http.Client
 	url      atomic.Value // a string: where the locker is now
@@ -29,11 +33,13 @@ type crowd struct {
 	locks    int
 	seed     uint64
 	visitors []*visitor
+	watcher  *visitor // who looks at all locks
+	deaths   []time.Duration
 }
 
 // visitor is one of them.
 type visitor struct {
-	*crowd
+	*Crowd
 	n       int
 	random  *rand.Rand
 	rounds  int
@@ -45,33 +51,33 @@ type visitor struct {
 
 const locksPerCrowd, visitorsPerCrowd = 20, 200
 
-func newCrowd(t testing.TB, url string) *crowd {
-	c := &crowd{t: t, start: time.Now(), locks: locksPerCrowd, seed: rand.Uint64()}
+// NewCrowd returns a crowd that has not yet begun, for the locker at url.
+func NewCrowd(t testing.TB, url string) *Crowd {
+	c := &Crowd{t: t, start: time.Now(), locks: locksPerCrowd, seed: rand.Uint64()}
 	c.http = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: visitorsPerCrowd}}
 	c.url.Store(url)
-	for range visitorsPerCrowd {
-		c.visitor()
+	for n := range visitorsPerCrowd {
+		c.visitors = append(c.visitors, c.visitor(n))
 	}
+	c.watcher = c.visitor(visitorsPerCrowd)
 	t.Cleanup(c.http.CloseIdleConnections)
+	seed := c.seed
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Log("seed", c.seed)
+			t.Log("seed", seed)
 		}
 	})
 	return c
 }
 
-// visitor adds a visitor.
-func (c *crowd) visitor() *visitor {
-	n := len(c.visitors)
-	v := &visitor{crowd: c, n: n, random: rand.New(rand.NewPCG(c.seed, uint64(n)))}
-	c.visitors = append(c.visitors, v)
-	return v
+// visitor returns the n-th visitor.
+func (c *Crowd) visitor(n int) *visitor {
+	return &visitor{Crowd: c, n: n, random: rand.New(rand.NewPCG(c.seed, uint64(n)))}
 }
 
-// begin lets all visitors loose until stop, which returns when each has ended
+// Begin lets all visitors loose until stop, which returns when each has ended
 // its round.
-func (c *crowd) begin() (stop func()) {
+func (c *Crowd) Begin() (stop func()) {
 	ctx, cancel := context.WithCancel(c.t.Context())
 	var all sync.WaitGroup
 	for _, v := range c.visitors {
@@ -87,12 +93,26 @@ func (c *crowd) begin() (stop func()) {
 	}
 }
 
-// clear releases what late requests may have taken until every lock is free.
-func (c *crowd) clear() {
+// Look has the crowd look at all locks.
+func (c *Crowd) Look() { c.watcher.list() }
+
+// Died tells the crowd that the locker's process has ended.
+func (c *Crowd) Died() { c.deaths = append(c.deaths, time.Since(c.start)) }
+
+// Moved tells the crowd where the locker is from now on.
+func (c *Crowd) Moved(url string) {
+	c.url.Store(url)
+	c.Look()
+}
+
+// Leave closes the connections on which nobody asks.
+func (c *Crowd) Leave() { c.http.CloseIdleConnections() }
+
+// Clear releases what late requests may have taken until every lock is free.
+func (c *Crowd) Clear() {
 	c.t.Helper()
-	last := c.visitor()
-	busy := last.clear()
-	for late := time.Now().Add(patience); len(busy) > 0; busy = last.clear() {
+	busy := c.watcher.clear()
+	for late := time.Now().Add(lockertest.Patience); len(busy) > 0; busy = c.watcher.clear() {
 		if time.Now().After(late) {
 			c.t.Errorf("not free when everything is released: %+v", busy)
 			return
@@ -121,13 +141,34 @@ func (v *visitor) releaseDoubts(lock string) {
 	}
 }
 
-// history returns what all visitors were told.
-func (c *crowd) history(deaths []time.Duration) *history {
-	h := &history{deaths: deaths}
+// Check checks what the crowd was told, and returns what that was about.
+func (c *Crowd) Check() Tally {
+	c.t.Helper()
+	h := &history{asked: c.watcher.told, deaths: c.deaths}
+	n := Tally{Restarts: len(c.deaths)}
 	for _, v := range c.visitors {
 		h.asked = append(h.asked, v.told...)
+		n.Cut += v.cuts
 	}
-	return h
+	ended, checked := time.Since(c.start), time.Now()
+	var found []string
+	found, n.Weight = h.check()
+	for _, f := range found[:min(len(found), 20)] {
+		c.t.Error(f)
+	}
+	n.Queued, n.Repeated, n.Withdrew = h.count(queued), h.count(repeated), h.count(withdrew)
+	c.t.Logf("%d requests in %v, %d findings in %v: %+v", len(h.asked), ended, len(found), time.Since(checked), n)
+	return n
+}
+
+// Tally is what a history has of everything that may go wrong.
+type Tally struct {
+	Weight
+	Restarts int
+	Queued   int // waits that timed out
+	Repeated int
+	Withdrew int
+	Cut      int // requests that were given up
 }
 
 // count returns how many answers of that verdict there were.
@@ -276,7 +317,7 @@ func (v *visitor) ask(ctx context.Context, a asked, wait time.Duration) asked {
 	}
 	url := v.url.Load().(string) + "/lock/" + a.lock
 	a.sent = time.Since(v.start)
-	status, data := sendBy(ctx, v.http, method, url, string(body))
+	status, data := lockertest.SendBy(ctx, v.http, method, url, string(body))
 	a.ended = time.Since(v.start)
 	if err := a.read(status, data); err != nil {
 		v.t.Errorf("%s %s %s: %d %s: %v", method, url, body, status, data, err)
@@ -285,10 +326,18 @@ func (v *visitor) ask(ctx context.Context, a asked, wait time.Duration) asked {
 	return a
 }
 
+func encode(v any) []byte {
+	data, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // strings and numbers always encode
+	}
+	return data
+}
+
 // list shows all locks, as many answers.
 func (v *visitor) list() map[string]resource.Lock {
 	sent := time.Since(v.start)
-	status, data := sendBy(v.t.Context(), v.http, "GET", v.url.Load().(string)+"/locks", "")
+	status, data := lockertest.SendBy(v.t.Context(), v.http, "GET", v.url.Load().(string)+"/locks", "")
 	ended := time.Since(v.start)
 	locks := map[string]resource.Lock{}
 	if err := json.Unmarshal(data, &locks); err != nil || status != http.StatusOK {

@@ -1,4 +1,4 @@
-package main
+package history
 
 import (
 	"cmp"
@@ -115,9 +115,9 @@ func (c *checker) goOn(s *story, w *stay, a *asked) *stay {
 	switch a.verdict {
 	case granted, repeated:
 		w.token = a.token
-		c.weighed.stays++
+		c.weighed.Stays++
 		if c.outlived(w.since, a.sent) {
-			c.weighed.resumed++
+			c.weighed.Resumed++
 		}
 		return nil
 	case refused:

@@ -1,4 +1,4 @@
-package main
+package test
 
 import (
 	"bytes"
@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cloudfoundry-community/locker/internal/lockertest"
 )
 
 // This file speaks the WebDriver protocol (w3.org/TR/webdriver2) to Debian's
@@ -51,9 +53,9 @@ func startDriver(t testing.TB) string {
 	t.Helper()
 	path, err := exec.LookPath("chromedriver")
 	if err != nil {
-		skip(t, "no chromium-driver: "+err.Error())
+		lockertest.Skip(t, "no chromium-driver: "+err.Error())
 	}
-	log := newLogs()
+	log := lockertest.NewLog()
 	cmd := exec.Command(path, "--port=0")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -65,7 +67,7 @@ func startDriver(t testing.TB) string {
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // the browser too, should it still be there
 		cmd.Wait()
 	})
-	return "http://127.0.0.1:" + log.await(t, `started successfully on port (\d+)`)[1]
+	return "http://127.0.0.1:" + log.Await(t, `started successfully on port (\d+)`)[1]
 }
 
 // send sends a command, and stores the answer's value where value points.
@@ -85,7 +87,7 @@ func (b *browser) try(method, path string, body, value any) error {
 	if err != nil {
 		return err
 	}
-	answer, err := (&http.Client{Timeout: 2 * patience}).Do(request)
+	answer, err := (&http.Client{Timeout: 2 * lockertest.Patience}).Do(request)
 	if err != nil {
 		return err
 	}
@@ -120,7 +122,7 @@ func (b *browser) run(script string, value any, args ...any) {
 func (b *browser) await(expression string) {
 	b.t.Helper()
 	var is bool
-	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(lockertest.Patience); ; time.Sleep(20 * time.Millisecond) {
 		if b.run("try { return Boolean("+expression+") } catch { return false }", &is); is {
 			return
 		}
@@ -198,7 +200,7 @@ func (b *browser) screenshot(name string) {
 	if err != nil || len(data) == 0 {
 		b.t.Fatalf("screenshot: %d bytes, %v", len(data), err)
 	}
-	overwrite(b.t, filepath.Join(folder, name+".png"), data)
+	lockertest.WriteFile(b.t, filepath.Join(folder, name+".png"), data)
 }
 
 // wantNoComplaints fails the test when the browser's console has a message,

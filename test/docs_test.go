@@ -1,4 +1,4 @@
-package main
+package test
 
 import (
 	"go/ast"
@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/cloudfoundry-community/locker/internal/lockertest"
 )
 
 // This file holds the README to what it says.
@@ -29,7 +31,7 @@ var fenced = regexp.MustCompile("(?sm)^```(\\w+)\n(.*?)^```$")
 // readmeBlocks returns the README's blocks that have words in them.
 func readmeBlocks(t testing.TB, words string) (blocks []block) {
 	t.Helper()
-	for _, found := range fenced.FindAllStringSubmatch(read(t, "README.md"), -1) {
+	for _, found := range fenced.FindAllStringSubmatch(lockertest.Read(t, "README.md"), -1) {
 		if strings.Contains(found[2], words) {
 			blocks = append(blocks, block{found[1], found[2]})
 		}
@@ -62,7 +64,7 @@ func (b block) script() (commands []string, printed string) {
 }
 
 // runBy says who runs the README's commands that begin so. TestReadme and
-// TestDropIn run those of the blocks with curl.
+// TestWayBack run those of the blocks with curl.
 var runBy = map[string]string{
 	"go run .":                    "TestGoRun",
 	"CGO_ENABLED=0 go build":      ".ci/run",
@@ -88,7 +90,7 @@ var runBy = map[string]string{
 // TestReadmeCommandsAreRun wants somebody to run every command that the README
 // shows, and a command of the gate to stand there as it does in the README.
 func TestReadmeCommandsAreRun(t *testing.T) {
-	gate, tests := read(t, ".ci/run"), command(t, ".", "sh", "-c", "cat *_test.go")
+	gate, tests := lockertest.Read(t, ".ci/run"), command(t, ".", "sh", "-c", "cat *_test.go test/*_test.go")
 	unseen := maps.Clone(runBy)
 	for _, b := range readmeBlocks(t, "") {
 		if b.language != "sh" && b.language != "console" || strings.Contains(b.text, "curl") {
@@ -124,7 +126,7 @@ func TestGoRun(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "go", "run", ".")
 	cmd.Env = append(os.Environ(), "LISTEN=127.0.0.1:0", "LOCKER_CONFIG="+filepath.Join(dir, "locker.json"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // go passes no signal on
-	log := newLogs()
+	log := lockertest.NewLog()
 	cmd.Stderr = log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -133,13 +135,13 @@ func TestGoRun(t *testing.T) {
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
 		cmd.Wait()
 	})
-	url := "http://" + log.await(t, addressInLog.String())[1]
-	if status, body := send(t.Context(), "PUT", url+"/lock/l", `{"key": "k"}`); status != http.StatusOK {
+	url := "http://" + log.Await(t, `msg=start .*address=(\S+)`)[1]
+	if status, body := lockertest.Send(t.Context(), "PUT", url+"/lock/l", `{"key": "k"}`); status != http.StatusOK {
 		t.Errorf("take: %d %s", status, body)
 	}
 	command(t, dir, "sh", "-c", readmeBlock(t, "cp locker.json"))
-	if _, _, err := decodeState([]byte(read(t, filepath.Join(dir, "locker.json.backup"))), noon); err != nil {
-		t.Error(err)
+	if n := savedClaims(t, filepath.Join(dir, "locker.json.backup")); n != 1 {
+		t.Errorf("%d claims are in the copy", n)
 	}
 }
 
@@ -155,13 +157,13 @@ done
 // TestReadmeInstall installs the locker for systemd as the README says, on a
 // machine that forgets it, and starts it as the unit's user.
 func TestReadmeInstall(t *testing.T) {
-	needRoot(t)
+	lockertest.NeedRoot(t)
 	if err := exec.Command("unshare", "--mount", "true").Run(); err != nil {
-		skip(t, "a mount namespace: "+err.Error())
+		lockertest.Skip(t, "a mount namespace: "+err.Error())
 	}
 	dir := t.TempDir()
 	folder(t, filepath.Join(dir, "release"), 0o755)
-	if err := os.Rename(buildPrograms(t).file("locker"), filepath.Join(dir, "release", "locker-linux-amd64")); err != nil {
+	if err := os.Link(lockertest.Released(t, "locker"), filepath.Join(dir, "release", "locker-linux-amd64")); err != nil {
 		t.Fatal(err)
 	}
 	script := elsewhere + readmeBlock(t, "useradd") + `
@@ -182,11 +184,11 @@ setpriv --reuid locker --regid locker --clear-groups /usr/local/bin/locker -vers
 func TestReadme(t *testing.T) {
 	for _, program := range []string{"bash", "curl"} {
 		if _, err := exec.LookPath(program); err != nil {
-			skip(t, err.Error())
+			lockertest.Skip(t, err.Error())
 		}
 	}
-	p := startProcess(t, filepath.Join(t.TempDir(), "locker.json"))
-	here := strings.NewReplacer("localhost:8910", strings.TrimPrefix(p.url, "http://"), "10.10.10.10:8910", strings.TrimPrefix(p.url, "http://"))
+	p := lockertest.Start(t)
+	here := strings.NewReplacer("localhost:8910", p.Address, "10.10.10.10:8910", p.Address)
 	commands := 0
 	for _, b := range readmeBlocks(t, ":8910/lock") {
 		script, want := b.script()
@@ -230,7 +232,7 @@ func TestReadmeNamesFunctions(t *testing.T) {
 			}
 		}
 	}
-	_, life, _ := strings.Cut(read(t, "README.md"), "## How one request travels")
+	_, life, _ := strings.Cut(lockertest.Read(t, "README.md"), "## How one request travels")
 	named := regexp.MustCompile("`([a-z]+\\.[A-Za-z]+)`").FindAllStringSubmatch(life, -1)
 	for _, n := range named {
 		if _, err := os.Stat(n[1]); err != nil && !declared[n[1]] {
@@ -248,4 +250,22 @@ func receiver(f *ast.FuncDecl) string {
 		kind = pointer.X
 	}
 	return kind.(*ast.Ident).Name
+}
+
+// TestReadmeUnit has systemd look at the README's unit, which must be sound and
+// as hardened as it says.
+func TestReadmeUnit(t *testing.T) {
+	if _, err := exec.LookPath("systemd-analyze"); err != nil {
+		lockertest.Skip(t, err.Error())
+	}
+	unit := readmeBlock(t, "ExecStart=/usr/local/bin/locker\n")
+	program := lockertest.Program(t, "locker")
+	path := filepath.Join(t.TempDir(), "locker.service")
+	lockertest.WriteFile(t, path, []byte(strings.ReplaceAll(unit, "/usr/local/bin/locker", program)))
+	for _, args := range [][]string{{"verify", "--man=no"}, {"security", "--offline=true", "--no-pager", "--threshold=15"}} { // 15 is 1.5 of 10
+		out, err := exec.CommandContext(t.Context(), "systemd-analyze", append(args, path)...).CombinedOutput()
+		if err != nil || args[0] == "verify" && len(out) > 0 {
+			t.Errorf("%s: %v\n%s", args[0], err, out)
+		}
+	}
 }

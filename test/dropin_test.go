@@ -1,43 +1,26 @@
-package main
+package test
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/cloudfoundry-community/locker/internal/lockertest"
 	"github.com/cloudfoundry-community/locker/resource"
 )
 
 // This file puts the locker where the original one was, on its VM, and its unit
 // before systemd.
-
-func TestDropIn(t *testing.T) {
-	built := buildPrograms(t)
-	for name, test := range map[string]func(*testing.T, programs){
-		"BOSH job":               testBOSHJob,
-		"the original's clients": testOriginalClients,
-		"way back":               testWayBack,
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			test(t, built)
-		})
-	}
-}
 
 const (
 	vcap     = 1000 // whom BOSH runs jobs as
@@ -73,7 +56,7 @@ type vm struct {
 
 // newVM makes the folders as the original's release does, /var/vcap being a
 // temporary one, with a state file that the original wrote.
-func newVM(t *testing.T, built programs) *vm {
+func newVM(t *testing.T) *vm {
 	root := t.TempDir()
 	v := &vm{T: t, program: filepath.Join(root, "packages/locker/bin/locker"), state: filepath.Join(root, "store/locker/locker.yml"), log: filepath.Join(root, "sys/log/locker/locker.log")}
 	config := filepath.Join(root, "jobs/locker/config")
@@ -81,9 +64,9 @@ func newVM(t *testing.T, built programs) *vm {
 		v.must(os.MkdirAll(dir, 0o755))
 	}
 	v.must(os.Chmod(filepath.Dir(root), 0o711)) // others may pass
-	v.must(os.Link(built.file("locker"), v.program))
-	writeFile(t, v.state, original)
-	certFile, keyFile := newCertificate(t, config, "locker")
+	v.must(os.Link(lockertest.Program(t, "locker"), v.program))
+	v.must(os.WriteFile(v.state, []byte(original), 0o644))
+	certFile, keyFile := lockertest.NewCertificate(t, config, "locker")
 	for _, name := range []string{filepath.Dir(v.state), v.state} {
 		v.must(os.Chown(name, vcap, vcap))
 	}
@@ -91,19 +74,18 @@ func newVM(t *testing.T, built programs) *vm {
 		v.must(os.Chown(name, 0, vcap))
 		v.must(os.Chmod(name, 0o640))
 	}
-	port := freePort(t)
+	port := lockertest.FreePort(t)
 	v.env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=en_US.UTF-8", "AUTH_USER=" + jobUser, "AUTH_PASS=" + jobPass,
 		"SSL_CERT=" + certFile, "SSL_KEY=" + keyFile, "PORT=" + port, "LOCKER_CONFIG=" + v.state}
-	v.reach("127.0.0.1:"+port, read(t, certFile))
+	v.reach("127.0.0.1:"+port, certFile)
 	return v
 }
 
 // reach sets how the locker is asked: with the job's credentials, over TLS.
-func (v *vm) reach(address, certPEM string) {
+func (v *vm) reach(address, certFile string) {
+	v.Helper()
 	v.url = "https://" + jobUser + ":" + jobPass + "@" + address
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM([]byte(certPEM))
-	v.client = &http.Client{Transport: trusting(roots)}
+	v.client = &http.Client{Transport: &http.Transport{TLSClientConfig: trusting(v, certFile)}}
 }
 
 func (v *vm) must(err error) {
@@ -111,21 +93,6 @@ func (v *vm) must(err error) {
 	if err != nil {
 		v.Fatal(err)
 	}
-}
-
-// freePort returns a port that stays free while the locker is stopped: it is
-// not one that the kernel gives to clients who connect meanwhile.
-func freePort(t *testing.T) string {
-	t.Helper()
-	for range 100 {
-		port := fmt.Sprint(10_000 + rand.IntN(20_000))
-		if l, err := net.Listen("tcp", ":"+port); err == nil {
-			l.Close()
-			return port
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
 }
 
 // job returns the command that the job's script becomes: no arguments, another
@@ -146,7 +113,7 @@ func (v *vm) start() {
 	v.cmd = v.job()
 	v.must(v.cmd.Start())
 	v.Cleanup(v.kill)
-	eventually(v, "an answer", func() bool { return v.ask(v.Context(), "GET", "/health", "") == http.StatusOK })
+	lockertest.Eventually(v, "an answer", func() bool { return v.ask(v.Context(), "GET", "/health", "") == http.StatusOK })
 }
 
 func (v *vm) kill() {
@@ -161,18 +128,18 @@ func (v *vm) stop() {
 	start := time.Now()
 	v.cmd.Process.Signal(syscall.SIGTERM)
 	if err := v.cmd.Wait(); err != nil || time.Since(start) > 5*time.Second {
-		v.Errorf("it ended after %v: %v\n%s", time.Since(start), err, read(v, v.log))
+		v.Errorf("it ended after %v: %v\n%s", time.Since(start), err, lockertest.Read(v, v.log))
 	}
 }
 
 func (v *vm) ask(ctx context.Context, method, path, body string) int {
-	status, _ := sendBy(ctx, v.client, method, v.url+path, body)
+	status, _ := lockertest.SendBy(ctx, v.client, method, v.url+path, body)
 	return status
 }
 
 func (v *vm) lock(name string) (l resource.Lock, text string) {
 	v.Helper()
-	_, body := sendBy(v.Context(), v.client, "GET", v.url+"/lock/"+name, "")
+	_, body := lockertest.SendBy(v.Context(), v.client, "GET", v.url+"/lock/"+name, "")
 	v.must(json.Unmarshal(body, &l))
 	return l, string(body)
 }
@@ -205,33 +172,33 @@ func (v *vm) wait(ctx context.Context, name string, granted chan<- string) {
 	until("DELETE", who+`}`)
 }
 
-// testBOSHJob takes over from the original with its file, and is restarted
+// TestBOSHJob takes over from the original with its file, and is restarted
 // under load while clients wait: who holds a lock holds it, and who waits keeps
 // the place.
-func testBOSHJob(t *testing.T, built programs) {
-	needRoot(t)
-	v := newVM(t, built)
+func TestBOSHJob(t *testing.T) {
+	t.Parallel()
+	lockertest.NeedRoot(t)
+	v := newVM(t)
 	v.start()
 	ctx, stop := context.WithCancel(t.Context())
 	var clients sync.WaitGroup
 	defer clients.Wait()
 	defer stop()
-	var holding, handOffs atomic.Int64
-	load := func(method, path, body string) int { return v.ask(ctx, method, path, body) }
+	contention := lockertest.Contention{Ask: func(method, path, body string) int { return v.ask(ctx, method, path, body) }}
 	for i := range 3 {
-		clients.Go(func() { contend(ctx, t, load, i, &holding, &handOffs) })
+		clients.Go(func() { contention.Contend(ctx, t, i) })
 	}
 	granted := make(chan string, 5)
 	var names []string
 	for i := range cap(granted) {
 		names = append(names, fmt.Sprint("waiter-", i))
 		clients.Go(func() { v.wait(ctx, names[i], granted) })
-		eventually(t, "a waiter", func() bool { l, _ := v.lock("myLock"); return len(l.Waiters) == i+1 })
+		lockertest.Eventually(t, "a waiter", func() bool { l, _ := v.lock("myLock"); return len(l.Waiters) == i+1 })
 	}
 	v.wantImported()
 	for _, end := range []func(){v.stop, v.stop, v.kill, v.stop} {
-		before := handOffs.Load()
-		eventually(t, "load", func() bool { return handOffs.Load() > before+5 })
+		before := contention.HandOffs.Load()
+		lockertest.Eventually(t, "load", func() bool { return contention.HandOffs.Load() > before+5 })
 		v.keeps(func() {
 			end()
 			v.start()
@@ -245,7 +212,7 @@ func testBOSHJob(t *testing.T, built programs) {
 			if got != name {
 				t.Errorf("grant %d went to %s, want %s", i+1, got, name)
 			}
-		case <-time.After(patience):
+		case <-time.After(lockertest.Patience):
 			t.Fatalf("grant %d went to nobody", i+1)
 		}
 	}
@@ -269,7 +236,7 @@ func (v *vm) wantImported() {
 			v.Errorf("lock %s is %s", name, got)
 		}
 	}
-	if kept := read(v, v.state+".v1"); kept != original {
+	if kept := lockertest.Read(v, v.state+".v1"); kept != original {
 		v.Errorf("kept as .v1: %s", kept)
 	}
 	for _, name := range []string{v.state, v.state + ".v1", v.state + ".lock"} {
@@ -306,7 +273,7 @@ func (v *vm) startTwice() {
 	if status := second.ProcessState.ExitCode(); status != 1 {
 		v.Errorf("the second one's exit status is %d", status)
 	}
-	if log := read(v, v.log); !strings.Contains(log, "locker: another locker has the state file, it holds "+v.state+".lock: stop it") {
+	if log := lockertest.Read(v, v.log); !strings.Contains(log, "locker: another locker has the state file, it holds "+v.state+".lock: stop it") {
 		v.Errorf("the second one does not say what is wrong:\n%s", log)
 	}
 }
@@ -321,7 +288,7 @@ func (v *vm) startRestoredByRoot() {
 	if status := job.ProcessState.ExitCode(); status != 2 {
 		v.Errorf("the exit status is %d", status)
 	}
-	if log := read(v, v.log); !strings.Contains(log, "permission denied: give the file to the user that the locker runs as (chown)") {
+	if log := lockertest.Read(v, v.log); !strings.Contains(log, "permission denied: give the file to the user that the locker runs as (chown)") {
 		v.Errorf("it does not say what is wrong:\n%s", log)
 	}
 }
@@ -330,7 +297,7 @@ func (v *vm) startRestoredByRoot() {
 // credential.
 func (v *vm) wantLog(starts, stops int) {
 	v.Helper()
-	log := read(v, v.log)
+	log := lockertest.Read(v, v.log)
 	for words, want := range map[string]int{
 		"msg=start version=": starts,
 		"msg=stop\n":         stops,
@@ -340,27 +307,6 @@ func (v *vm) wantLog(starts, stops int) {
 	} {
 		if got := strings.Count(log, words); got != want {
 			v.Errorf("%q is in the log %d times, want %d:\n%s", words, got, want, log)
-		}
-	}
-}
-
-// TestReadmeUnit has systemd look at the README's unit, which must be sound and
-// as hardened as it says.
-func TestReadmeUnit(t *testing.T) {
-	if _, err := exec.LookPath("systemd-analyze"); err != nil {
-		skip(t, err.Error())
-	}
-	unit := readmeBlock(t, "ExecStart=/usr/local/bin/locker\n")
-	program, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(t.TempDir(), "locker.service")
-	writeFile(t, path, strings.ReplaceAll(unit, "/usr/local/bin/locker", program))
-	for _, args := range [][]string{{"verify", "--man=no"}, {"security", "--offline=true", "--no-pager", "--threshold=15"}} { // 15 is 1.5 of 10
-		out, err := exec.CommandContext(t.Context(), "systemd-analyze", append(args, path)...).CombinedOutput()
-		if err != nil || args[0] == "verify" && len(out) > 0 {
-			t.Errorf("%s: %v\n%s", args[0], err, out)
 		}
 	}
 }

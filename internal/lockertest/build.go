@@ -1,0 +1,97 @@
+// Package lockertest builds the locker and the programs of its resource, runs
+// them and talks to them. It is for tests only, and ends the test that calls it
+// when something fails that is not what the test is about.
+package lockertest
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Patience is how long a test waits for what must happen soon, on a machine
+// that has much else to do.
+const Patience = 20 * time.Second
+
+const module = "github.com/cloudfoundry-community/locker"
+
+// The folders of the built programs, each built once.
+var (
+	tested   = sync.OnceValues(func() (string, error) { return build(race) })
+	released = sync.OnceValues(func() (string, error) {
+		if !race {
+			return tested()
+		}
+		return build(false)
+	})
+	folders []string // to be removed in the end
+)
+
+// Main runs a package's tests, and exits with their status when it has removed
+// what they built.
+func Main(m *testing.M) {
+	status := m.Run()
+	for _, folder := range folders {
+		os.RemoveAll(folder)
+	}
+	os.Exit(status)
+}
+
+// Program returns the path of locker, check, in or out, which has the race
+// detector when the tests have.
+func Program(t testing.TB, name string) string {
+	t.Helper()
+	return programIn(t, tested, name)
+}
+
+// Released returns the path of locker, check, in or out, built as for a
+// release.
+func Released(t testing.TB, name string) string {
+	t.Helper()
+	return programIn(t, released, name)
+}
+
+func programIn(t testing.TB, folder func() (string, error), name string) string {
+	t.Helper()
+	dir, err := folder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, name)
+}
+
+func build(race bool) (folder string, err error) {
+	folder, err = os.MkdirTemp("", "lockertest-")
+	if err != nil {
+		return "", err
+	}
+	folders = append(folders, folder)
+	cgo := "CGO_ENABLED=0"
+	args := []string{"build", "-trimpath", "-ldflags=-s", "-o", folder + "/"}
+	if race {
+		cgo = "CGO_ENABLED=1"
+		args = append(args, "-race")
+	}
+	cmd := exec.Command("go", append(args, module, module+"/resource/check", module+"/resource/in", module+"/resource/out")...)
+	cmd.Env = append(os.Environ(), cgo)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w: %s", err, out)
+	}
+	return folder, nil
+}
+
+// Command returns a run of a program that Program names, with that environment
+// and no other.
+func Command(t testing.TB, program string, env ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(Program(t, program))
+	cmd.Env = append([]string{}, env...)
+	if race {
+		cmd.Env = append(cmd.Env, "GORACE=atexit_sleep_ms=0")
+	}
+	return cmd
+}

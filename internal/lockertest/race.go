@@ -1,0 +1,5 @@
+//go:build race
+
+package lockertest
+
+const race = true
