@@ -27,7 +27,7 @@ type rawRequest struct {
 
 // What must become of the connection, and what the client does to see it.
 const (
-	closes = "closes"  // what follows is no request any more, it may have been meant as part of this one
+	closes = "closes"  // what follows is not taken for a request, it may have been meant as part of this one
 	goesOn = "goes on" // what follows is a request
 	cut    = "cut"     // nothing follows, the client closes its side
 )

@@ -142,7 +142,7 @@ func (a *api) wait() {
 	defer a.serving.Unlock()
 }
 
-// serve checks who asks and from where, reads the body and has it handled, if
+// serve checks the credentials and the origin, reads the body and has it handled, if
 // its route was found.
 func (a *api) serve(w http.ResponseWriter, r *http.Request, handle handler, notFound error) (reply, error) {
 	stream := http.NewResponseController(w)

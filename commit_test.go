@@ -131,7 +131,7 @@ func TestGiveBack(t *testing.T) {
 		r.wantWaiting(waiting)
 		r.setFault(nil) // the commit that failed has not lost it
 		r.want(<-waiting, granted)
-		r.c.giveBack(hold{"l", a.token}) // a hold that is no more
+		r.c.giveBack(hold{"l", a.token}) // a hold that has ended
 		r.wantState("other:b", "")
 	})
 }

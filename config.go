@@ -145,7 +145,7 @@ func checkStateFile(path string) error {
 	if info, err := os.Stat(folder); err != nil {
 		return fmt.Errorf("LOCKER_CONFIG is %q: %w: %s", path, err, mend)
 	} else if !info.IsDir() {
-		return fmt.Errorf("LOCKER_CONFIG is %q: %s is no folder: %s", path, folder, mend)
+		return fmt.Errorf("LOCKER_CONFIG is %q: %s is not a folder: %s", path, folder, mend)
 	}
 	const writeAndSearch = 2 | 1 // access(2)
 	if err := syscall.Access(folder, writeAndSearch); err != nil {
@@ -153,7 +153,7 @@ func checkStateFile(path string) error {
 	}
 	info, err := os.Stat(path)
 	if err == nil && !info.Mode().IsRegular() {
-		return fmt.Errorf("LOCKER_CONFIG is %q: that is no file: %s", path, mend)
+		return fmt.Errorf("LOCKER_CONFIG is %q: that is not a file: %s", path, mend)
 	}
 	const read = 4
 	if accessErr := syscall.Access(path, read); err == nil && accessErr != nil {

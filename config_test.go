@@ -191,7 +191,7 @@ func folder(t testing.TB, name string, mode os.FileMode) {
 func problemsOf(t testing.TB, err error) []string {
 	t.Helper()
 	if _, ok := errors.AsType[*configError](err); !ok {
-		t.Fatalf("%v is no configuration error", err)
+		t.Fatalf("%v is not a configuration error", err)
 	}
 	return strings.Split(err.Error(), "\n")
 }

@@ -111,7 +111,7 @@ func decodeMembers(members map[string]member) (*state, error) {
 	s := &state{}
 	revision, locks := members["revision"], members["locks"]
 	if err := json.Unmarshal(revision.value, &s.revision); err != nil || string(revision.value) == "null" || s.revision > maxRevision {
-		return nil, fmt.Errorf("\"revision\" at byte %d: %s is no number up to %d", revision.offset, revision.value, uint64(maxRevision))
+		return nil, fmt.Errorf("\"revision\" at byte %d: %s is not a number up to %d", revision.offset, revision.value, uint64(maxRevision))
 	}
 	if err := s.decodeLocks(locks); err != nil {
 		return nil, fmt.Errorf("\"locks\" at byte %d: %w", locks.offset, err)
@@ -139,7 +139,7 @@ func (s *state) decodeLocks(m member) error {
 }
 
 // decodeOriginal reads the state of the original locker: a key and counts for
-// each lock. Who has a count above 0 holds the lock.
+// each lock. A name with a count above 0 holds the lock.
 func decodeOriginal(members map[string]member, now time.Time) (*state, error) {
 	s := &state{}
 	for _, name := range slices.Sorted(maps.Keys(members)) {
@@ -149,7 +149,7 @@ func decodeOriginal(members map[string]member, now time.Time) (*state, error) {
 		}
 		m := members[name]
 		if err := json.Unmarshal(m.value, &saved); err != nil {
-			return nil, fmt.Errorf("it has no version, and %q at byte %d is no lock of the original locker: %w", name, m.offset, err)
+			return nil, fmt.Errorf("it has no version, and %q at byte %d is not a lock of the original locker: %w", name, m.offset, err)
 		}
 		l := newLock(name)
 		l.Key = saved.Key

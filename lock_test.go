@@ -383,7 +383,7 @@ func TestLimits(t *testing.T) {
 	b.wantVerdict(b.batch(elsewhere)[0], granted)
 }
 
-// Who is first in line is not told that somebody behind is.
+// The first in line is not told that somebody behind it is.
 func TestWhyNot(t *testing.T) {
 	b := newBench(t)
 	b.take(of("k a 1"), false)

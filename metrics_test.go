@@ -188,7 +188,7 @@ func TestReadmeListsTheMetrics(t *testing.T) {
 	}
 }
 
-// Who has waited and held longest is told by the wall clock, whoever came first.
+// The longest wait and hold go by the wall clock, not by who came first.
 func TestMetricsAges(t *testing.T) {
 	s := startServer(t, stateFile(t, func(d *draft) {
 		start := d.now

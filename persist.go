@@ -82,7 +82,7 @@ func flock(path string) (*os.File, error) {
 	return f, nil
 }
 
-// load reads the state file; one that does not exist is no lock held. A file of
+// load reads the state file; one that does not exist holds no lock. A file of
 // the original locker is kept as FILE.v1, and who has a lock there has it since
 // now. What was read is on disk when load returns, even if the process that
 // wrote it died between its rename and its fsync.

@@ -157,7 +157,7 @@ func TestRefusedStateFiles(t *testing.T) {
 		{"unknown member", `{"version": 2, "revision": 9, "extra": 1, "locks": {}}`, "nothing else"},
 		{"no revision", `{"version": 2, "locks": {}}`, "must have version, revision and locks"},
 		{"another member", `{"version": 2, "revision": 9, "lokcs": {}}`, `"lokcs" at byte 39`},
-		{"a revision beyond all use", `{"version": 2, "revision": 18446744073709551615, "locks": {}}`, "is no number up to 9007199254740992"},
+		{"a revision beyond all use", `{"version": 2, "revision": 18446744073709551615, "locks": {}}`, "is not a number up to 9007199254740992"},
 		{"no number for a revision", `{"version": 2, "revision": null, "locks": {}}`, `"revision" at byte 27`},
 		{"negative revision", `{"version": 2, "revision": -1, "locks": {}}`, `"revision" at byte 27`},
 		{"unknown member of a lock", head + `"a": {"kye": "k"}}}`, `"a" at byte 45`},

@@ -2,6 +2,7 @@ package resource
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"strconv"
@@ -82,3 +83,22 @@ func (c *claim) report(a Answer, waited string) error {
 
 // releaseIt is what to do when a release did not succeed.
 const releaseIt = "release it with an unlock step, or on the locker's page"
+
+// outlive returns a context that is done when ctx has been done for that long.
+func outlive(ctx context.Context, more time.Duration) (context.Context, context.CancelFunc) {
+	return endAfter(context.WithoutCancel(ctx), ctx, more)
+}
+
+// endAfter returns a context that is done when parent is, or when signal has been
+// done for that long since this call.
+func endAfter(parent, signal context.Context, more time.Duration) (context.Context, context.CancelFunc) {
+	outliving, cancel := context.WithCancel(parent)
+	stop := context.AfterFunc(signal, func() {
+		timer := time.AfterFunc(more, cancel)
+		context.AfterFunc(outliving, func() { timer.Stop() })
+	})
+	return outliving, func() {
+		stop()
+		cancel()
+	}
+}

@@ -1,13 +1,11 @@
 package resource
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -86,17 +84,16 @@ func oldest(l Lock) string {
 	if len(l.Holders) == 0 {
 		return ""
 	}
-	first := slices.MinFunc(l.Holders, func(a, b Holder) int { return cmp.Compare(a.Token, b.Token) })
-	return first.Since.Format(time.RFC3339)
+	return l.Holders[0].Since.Format(time.RFC3339)
 }
 
 // links returns the links of the holders, each once.
 func links(l Lock) string {
-	links := map[string]bool{}
+	var links []string
 	for _, h := range l.Holders {
-		if h.Link != "" {
-			links[h.Link] = true
+		if h.Link != "" && !slices.Contains(links, h.Link) {
+			links = append(links, h.Link)
 		}
 	}
-	return strings.Join(slices.Sorted(maps.Keys(links)), " ")
+	return strings.Join(links, " ")
 }

@@ -40,3 +40,11 @@ func TestInWantsVersionAndFolder(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// The builds that hold a lock are named in the order of their grants, each once.
+func TestLinksStandInTheOrderOfTheHolders(t *testing.T) {
+	l := Lock{Holders: []Holder{{Link: "https://ci.example/9"}, {}, {Link: "https://ci.example/10"}, {Link: "https://ci.example/9"}}}
+	if got := links(l); got != "https://ci.example/9 https://ci.example/10" {
+		t.Error(got)
+	}
+}

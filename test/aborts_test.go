@@ -99,7 +99,7 @@ func (s *storm) is(moment, id string) {
 func (s *storm) build(id string) *stormBuild {
 	var n int
 	if _, err := fmt.Sscanf(id, "https://ci.example/builds/%d", &n); err != nil || n >= len(s.builds) {
-		s.t.Errorf("id %q is no build's", id)
+		s.t.Errorf("id %q is not a build's", id)
 		return &stormBuild{}
 	}
 	return &s.builds[n]

@@ -109,7 +109,7 @@ func TestStalledHandshakes(t *testing.T) {
 	}
 }
 
-// What is no TLS gets an alert, or nothing.
+// What is not TLS gets an alert, or nothing.
 func TestTLSRefusesGarbage(t *testing.T) {
 	s, _ := startTLS(t)
 	for name, text := range map[string]string{

@@ -172,7 +172,7 @@ func (b *browser) keys(text string) {
 	b.send("POST", "/actions", map[string]any{"actions": []any{map[string]any{"type": "key", "id": "keyboard", "actions": strokes}}}, nil)
 }
 
-// Keys that are no characters (WebDriver section 17.4.2).
+// Keys that are not characters (WebDriver section 17.4.2).
 const keyTab, keyEnter, keyEscape = "\ue004", "\ue007", "\ue00c"
 
 // device makes the window that wide, and the colours light or dark.
