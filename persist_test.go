@@ -198,7 +198,7 @@ func TestRefusedStateFiles(t *testing.T) {
 	}
 }
 
-// TestUnreadableStateStopsTheStart: only a file that is not there is no lock held.
+// TestUnreadableStateStopsTheStart: only a file that is not there means that no lock is held.
 func TestUnreadableStateStopsTheStart(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "locker.json")
 	if err := os.Mkdir(path, 0o700); err != nil {
