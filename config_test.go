@@ -153,7 +153,7 @@ func TestConfigRefused(t *testing.T) {
 		{"another's key", nil, []string{"SSL_CERT=" + certFile, "SSL_KEY=" + otherKey}, []string{certFile, "SSL_KEY " + otherKey, pair}},
 		{"state folder missing", nil, []string{"LOCKER_CONFIG=/missing/locker.json"}, []string{`LOCKER_CONFIG is "/missing/locker.json"`, "/missing", writable}},
 		{"state a link to nothing", nil, []string{"LOCKER_CONFIG=dangling.json"}, []string{`LOCKER_CONFIG is "dangling.json"`, "not there", writable}},
-		{"state folder a file", nil, []string{"LOCKER_CONFIG=empty/locker.json"}, []string{`LOCKER_CONFIG is "empty/locker.json"`, "no folder", writable}},
+		{"state folder a file", nil, []string{"LOCKER_CONFIG=empty/locker.json"}, []string{`LOCKER_CONFIG is "empty/locker.json"`, "not a folder", writable}},
 		{"state folder below a file", nil, []string{"LOCKER_CONFIG=empty/sub/locker.json"}, []string{`LOCKER_CONFIG is "empty/sub/locker.json"`, writable}},
 		{"state a folder", nil, []string{"LOCKER_CONFIG=" + other}, []string{`LOCKER_CONFIG is "` + other + `"`, "not a file", writable}},
 		{"state a device", nil, []string{"LOCKER_CONFIG=/dev/null"}, []string{`LOCKER_CONFIG is "/dev/null"`, "not a file", writable}},
