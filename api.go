@@ -293,7 +293,7 @@ func (a *api) take(r *http.Request, body []byte) (reply, error) {
 	if err := errors.Join(nameErr, queryErr, bodyErr, noIfMatch(r)); err != nil {
 		return reply{}, badRequest{err}
 	}
-	req := &request{lock: name, ctx: r.Context(), apply: func(d *draft) outcome { return d.take(name, c, wait > 0) }}
+	req := &request{lock: name, asker: c.identity, ctx: r.Context(), apply: func(d *draft) outcome { return d.take(name, c, wait > 0) }}
 	if wait > 0 {
 		req.until = time.Now().Add(wait)
 	}

@@ -18,6 +18,7 @@ import (
 
 const (
 	retryPause = time.Second          // between the saves that are tried while commits fail
+	longest    = time.Second          // that the writer may be late, or a commit take, before it counts as stopped
 	wallPause  = 5 * time.Second      // between looks at the wall clock, which may jump, while a ttl runs
 	gatherMost = 2 * time.Millisecond // about what clients of the same machine or network need to come back
 )
@@ -119,7 +120,10 @@ func (c *committer) close() {
 func (c *committer) run() error {
 	c.places.keep(c.state().state)
 	for {
-		c.inbox.await(c.pause())
+		start := time.Now()
+		pause := c.pause()
+		c.inbox.await(pause)
+		c.addLost(time.Since(start) - pause)
 		c.inbox.gather(c.gathering)
 		b, closed := c.draw()
 		if err := c.commit(b); err != nil {
@@ -129,6 +133,7 @@ func (c *committer) run() error {
 			c.places.dismiss(errStopping)
 			return err
 		}
+		c.addLost(time.Since(b.now))
 		select {
 		case <-c.stopping():
 			c.places.dismiss(errStopping)
@@ -140,6 +145,14 @@ func (c *committer) run() error {
 	}
 }
 
+// addLost gives the places the time in which the writer was stopped, and with it
+// those who were to come back.
+func (c *committer) addLost(lost time.Duration) {
+	if lost > longest {
+		c.places.add(lost)
+	}
+}
+
 // pause returns how long nothing will happen unless a request arrives.
 func (c *committer) pause() time.Duration {
 	now, pause := time.Now(), time.Hour
@@ -147,7 +160,7 @@ func (c *committer) pause() time.Duration {
 		return retryPause
 	}
 	if end := c.places.nextEnd(); !end.IsZero() {
-		pause = min(pause, end.Sub(now))
+		pause = min(pause, end.Sub(now), longest) // at each second it is noticed whether the process was stopped
 	}
 	if expiry := c.state().nextExpiry(); !expiry.IsZero() {
 		pause = min(pause, wallPause, max(expiry.Sub(c.wall()), time.Millisecond))
@@ -211,6 +224,11 @@ func (c *committer) commit(b *batch) error {
 // then what clients do.
 func (c *committer) apply(b *batch) {
 	b.draft = newDraft(c.state().state, c.wall().UTC().Truncate(time.Millisecond), c.places.asking(b.now))
+	for _, e := range b.entries {
+		if !e.over && e.request.ctx.Err() == nil {
+			b.draft.expect(e.request.lock, e.request.asker)
+		}
+	}
 	b.draft.tend()
 	for _, h := range b.unclaimed {
 		b.draft.giveBack(h.lock, h.token)

@@ -68,7 +68,8 @@ type draft struct {
 	// asking says whether a request of the waiter is in flight and, when
 	// none is, how long ago the last one ended.
 	asking  func(waiter uint64) (inFlight bool, away time.Duration)
-	arrived map[uint64]bool // waiters whose request is in this batch
+	arrived map[uint64]bool // waiters whose request was applied
+	coming  map[uint64]bool // waiters whose request is in this batch
 
 	own    map[*lock]bool     // locks that are the draft's to change
 	moved  map[uint64]outcome // what became of waiters: granted, withdrawn, or refused in the end
@@ -78,7 +79,7 @@ type draft struct {
 func newDraft(base *state, now time.Time, asking func(uint64) (bool, time.Duration)) *draft {
 	return &draft{
 		state: *base, base: base, now: now, asking: asking,
-		arrived: map[uint64]bool{}, own: map[*lock]bool{}, moved: map[uint64]outcome{},
+		arrived: map[uint64]bool{}, coming: map[uint64]bool{}, own: map[*lock]bool{}, moved: map[uint64]outcome{},
 	}
 }
 
@@ -202,10 +203,19 @@ func (d *draft) there(w waiter) bool {
 	return inFlight
 }
 
+// expect keeps the place of a waiter whose request is in the batch, although it
+// is not applied yet.
+func (d *draft) expect(name string, c identity) {
+	l := d.look(name)
+	if i := l.waiting(c); i >= 0 {
+		d.coming[l.Waiters[i].Revision] = true
+	}
+}
+
 // gone reports whether a waiter has lost its place.
 func (d *draft) gone(w waiter) bool {
 	inFlight, away := d.asking(w.Revision)
-	return !inFlight && (w.ID == "" || away >= placeKept)
+	return !inFlight && !d.coming[w.Revision] && (w.ID == "" || away >= placeKept)
 }
 
 // release gives back what r names, by the first of these lines that fits. With

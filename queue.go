@@ -24,6 +24,7 @@ type request struct {
 	ctx   context.Context // when it is done before the request is applied, nothing is
 	until time.Time       // when it stops waiting for a grant; zero: it does not wait
 	frees bool            // it may hand the lock over to a waiter
+	asker identity        // of a take
 	done  chan answer     // capacity 1
 }
 
@@ -175,6 +176,7 @@ func (in *inbox) forget(n int) {
 type place struct {
 	requests []*request
 	left     time.Time // when the last one ended, by the monotonic clock
+	given    bool      // since then, time in which it could not come back was added
 }
 
 // places are the waiters' by revision. The writer owns them.
@@ -227,7 +229,7 @@ func (ps places) over(now time.Time) map[*request]uint64 {
 			if over == nil {
 				over = map[*request]uint64{}
 			}
-			over[r], p.left = waiter, now
+			over[r], p.left, p.given = waiter, now, false
 			return true
 		})
 	}
@@ -250,7 +252,18 @@ func (ps places) wait(r *request, waiter uint64, now time.Time) bool {
 // renew has the time of a place, if there is one, start anew.
 func (ps places) renew(waiter uint64, now time.Time) {
 	if p := ps[waiter]; p != nil {
-		p.left = now
+		p.left, p.given = now, false
+	}
+}
+
+// add gives the waiters without a request that time again, in which they could
+// not come back: the disk hung or the process was stopped. Each gets it once, or
+// a disk that is always slow would let the dead keep the head of a queue.
+func (ps places) add(lost time.Duration) {
+	for _, p := range ps {
+		if len(p.requests) == 0 && !p.given {
+			p.left, p.given = p.left.Add(lost), true
+		}
 	}
 }
 
@@ -271,6 +284,6 @@ func (ps places) dismiss(err error) {
 		for _, r := range p.requests {
 			r.done <- answer{err: err}
 		}
-		p.requests, p.left = nil, time.Now()
+		p.requests, p.left, p.given = nil, time.Now(), false
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -274,6 +275,82 @@ func TestGatherIsShort(t *testing.T) {
 		r.want(<-r.take(t.Context(), "k c", 0), granted)
 		if took := time.Since(start); took > gatherMost {
 			t.Errorf("a lone client waited %v for others", took)
+		}
+	})
+}
+
+// TestHungDiskCostsNobodyTheirPlace has a commit take longer than a place is
+// kept: a waiter that was between two requests keeps it, whether it comes back
+// meanwhile or right after.
+func TestHungDiskCostsNobodyTheirPlace(t *testing.T) {
+	for name, comesBack := range map[string]time.Duration{"meanwhile": 10 * time.Second, "right after": placeKept + 2*time.Second} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r *rig) {
+				r.want(<-r.take(t.Context(), "k a", 0), granted)
+				r.want(<-r.take(t.Context(), "other b 1", time.Second), queued)
+				r.want(<-r.take(t.Context(), "third c 2", 0), refused)
+				first := r.c.state().look("l").Waiters[0].Revision
+				hang := sync.OnceFunc(func() { time.Sleep(placeKept + 1500*time.Millisecond) })
+				r.beforeSync(hang)
+				go r.ask(t.Context(), of("last d 3"), time.Second)
+				time.Sleep(comesBack)
+				r.want(<-r.take(t.Context(), "other b 1", time.Second), queued)
+				if w := r.c.state().look("l").Waiters[0]; w.Revision != first {
+					t.Errorf("it queued anew: first in line is %+v", w)
+				}
+			})
+		})
+	}
+}
+
+// TestSlowDiskDoesNotKeepTheDead gives a waiter that never comes back the time
+// of a hung disk once.
+func TestSlowDiskDoesNotKeepTheDead(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.take(t.Context(), "k a", 0), granted)
+		r.want(<-r.take(t.Context(), "other b 1", time.Second), queued)
+		r.beforeSync(func() { time.Sleep(5 * time.Second) })
+		end := time.Now().Add(placeKept + 12*time.Second)
+		for i := 0; time.Now().Before(end); i++ {
+			r.want(<-r.take(t.Context(), fmt.Sprintf("z n%d", i), time.Millisecond), refused)
+		}
+		r.setFault(nil)
+		r.wantState(r.now(), "")
+	})
+}
+
+// TestStoppedWriterCostsNobodyTheirPlace stops the writer between two batches,
+// as SIGSTOP does.
+func TestStoppedWriterCostsNobodyTheirPlace(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.takeClaim(t.Context(), ttl(of("k a"), time.Hour), 0), granted) // so that the writer looks at the clock
+		r.want(<-r.take(t.Context(), "other b 1", time.Second), queued)
+		first := r.c.state().look("l").Waiters[0].Revision
+		r.stall.Store(int64(placeKept + 1500*time.Millisecond))
+		time.Sleep(placeKept + 3*time.Second)
+		r.want(<-r.take(t.Context(), "other b 1", time.Second), queued)
+		if w := r.c.state().look("l").Waiters[0]; w.Revision != first {
+			t.Errorf("it queued anew: first in line is %+v", w)
+		}
+		time.Sleep(placeKept + time.Second)
+		r.wantState(r.now(), "") // but no more than once
+	})
+}
+
+// TestQueuedRequestCountsAsThere has a waiter come back in time while a commit
+// runs that ends when its time is over.
+func TestQueuedRequestCountsAsThere(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.take(t.Context(), "k a", 0), granted)
+		r.want(<-r.take(t.Context(), "other b 1", time.Millisecond), queued)
+		first := r.c.state().look("l").Waiters[0].Revision
+		time.Sleep(placeKept - 500*time.Millisecond)
+		r.beforeSync(func() { time.Sleep(900 * time.Millisecond) })
+		go r.ask(t.Context(), of("last d 3"), time.Second)
+		time.Sleep(300 * time.Millisecond)
+		r.want(<-r.take(t.Context(), "other b 1", 0), queued)
+		if w := r.c.state().look("l").Waiters[0]; w.Revision != first {
+			t.Errorf("it queued anew: first in line is %+v", w)
 		}
 	})
 }

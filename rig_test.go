@@ -24,10 +24,11 @@ import (
 // rig is a committer with a real state file whose steps a test can count,
 // block and fail, and whose clock is the bubble's.
 type rig struct {
-	t    testing.TB
-	path string
-	c    *committer
-	jump atomic.Int64 // of the wall clock, in nanoseconds
+	t     testing.TB
+	path  string
+	c     *committer
+	jump  atomic.Int64 // of the wall clock, in nanoseconds
+	stall atomic.Int64 // of the writer when it next looks at the clock, in nanoseconds
 
 	mu    sync.Mutex
 	calls []string
@@ -42,7 +43,10 @@ func newRig(t testing.TB, path string) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.c, err = newCommitter(st, s, newMetrics(), quiet(), func() time.Time { return time.Now().Add(time.Duration(r.jump.Load())) })
+	r.c, err = newCommitter(st, s, newMetrics(), quiet(), func() time.Time {
+		time.Sleep(time.Duration(r.stall.Swap(0)))
+		return time.Now().Add(time.Duration(r.jump.Load()))
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +147,7 @@ func (r *rig) takeClaim(ctx context.Context, c claim, wait time.Duration) chan a
 
 // ask is takeClaim that returns with the answer.
 func (r *rig) ask(ctx context.Context, c claim, wait time.Duration) answer {
-	req := &request{lock: "l", ctx: ctx, apply: func(d *draft) outcome { return d.take("l", c, wait > 0) }}
+	req := &request{lock: "l", asker: c.identity, ctx: ctx, apply: func(d *draft) outcome { return d.take("l", c, wait > 0) }}
 	if wait > 0 {
 		req.until = time.Now().Add(wait)
 	}

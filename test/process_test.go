@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -109,5 +110,28 @@ func TestLogThatNobodyReads(t *testing.T) {
 	cmd.Process.Signal(syscall.SIGTERM)
 	if err := cmd.Wait(); err != nil || time.Since(start) > 5*time.Second {
 		t.Errorf("it ended after %v: %v", time.Since(start), err)
+	}
+}
+
+// TestStoppedProcess stops the locker for longer than a place is kept, while
+// both waiters are between two requests. They come back at once, and have their
+// places.
+func TestStoppedProcess(t *testing.T) {
+	p := lockertest.Start(t)
+	p.Want("PUT", "/lock/l", `{"key": "k"}`, http.StatusOK)
+	for _, waiter := range []string{"a", "b"} {
+		p.Want("PUT", "/lock/l", `{"key": "`+waiter+`", "id": "`+waiter+`", "wait": "1ms"}`, http.StatusLocked)
+	}
+	before := p.Lock("l").Waiters
+	time.Sleep(1100 * time.Millisecond) // the writer has nothing to do but to wait for them
+	p.Process.Signal(syscall.SIGSTOP)
+	time.Sleep(16500 * time.Millisecond)
+	p.Process.Signal(syscall.SIGCONT)
+	time.Sleep(300 * time.Millisecond)
+	for _, waiter := range []string{"b", "a"} {
+		p.Want("PUT", "/lock/l", `{"key": "`+waiter+`", "id": "`+waiter+`", "wait": "1ms"}`, http.StatusLocked)
+	}
+	if after := p.Lock("l").Waiters; !slices.Equal(before, after) {
+		t.Errorf("the queue was %+v and is %+v", before, after)
 	}
 }

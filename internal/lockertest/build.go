@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -81,7 +82,24 @@ func build(race bool) (folder string, err error) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build: %w: %s", err, out)
 	}
-	return folder, nil
+	return folder, lookAtSources()
+}
+
+// lookAtSources looks at each file that the programs are built from: the go
+// command takes a test's result from its cache unless a file changed at which
+// the test itself has looked.
+func lookAtSources() error {
+	const files = "{{$dir := .Dir}}{{range .GoFiles}}{{$dir}}/{{.}}\n{{end}}{{range .EmbedFiles}}{{$dir}}/{{.}}\n{{end}}"
+	out, err := exec.Command("go", "list", "-f", files, module+"/...").Output()
+	if err != nil {
+		return fmt.Errorf("list sources: %w", err)
+	}
+	for name := range strings.SplitSeq(strings.TrimSpace(string(out)), "\n") {
+		if _, err := os.Stat(name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Command returns a run of a program that Program names, with that environment
