@@ -35,6 +35,14 @@ var (
 	errNoPath      = errors.New("there is nothing at this path: locks are at /locks and /lock/NAME, a slash in a name is %2F")
 )
 
+// foreignHost refuses a request that was sent to a name which is not known to be
+// this machine's: a web page can make any name of its own lead here.
+type foreignHost string
+
+func (h foreignHost) Error() string {
+	return fmt.Sprintf("%q is not a name of this machine, as far as the locker knows: set LISTEN=127.0.0.1:8910 if this name is yours", string(h))
+}
+
 // crossOrigin refuses a write that a page of another site has a browser send.
 type crossOrigin struct{ error }
 
@@ -53,12 +61,15 @@ func (b badRequest) Unwrap() error { return b.error }
 func errorReply(err error) reply {
 	again := map[string]string{"Retry-After": "1"}
 	method, isMethod := errors.AsType[badMethod](err)
+	_, isHost := errors.AsType[foreignHost](err)
 	_, isOrigin := errors.AsType[crossOrigin](err)
 	_, isRequest := errors.AsType[badRequest](err)
 	_, isTooLarge := errors.AsType[*http.MaxBytesError](err)
 	switch {
 	case errors.Is(err, errCredentials):
 		return problem(http.StatusUnauthorized, err.Error(), map[string]string{"WWW-Authenticate": `Basic realm="locker", charset="UTF-8"`})
+	case isHost:
+		return problem(http.StatusForbidden, short(err.Error()), nil)
 	case isOrigin:
 		return problem(http.StatusForbidden, "a page of another site must not change locks: "+err.Error(), nil)
 	case errors.Is(err, errNoPath):
@@ -132,7 +143,16 @@ func (a answer) reply(asker identity) reply {
 	case wrongKey:
 		return a.refusal(http.StatusLocked, "the key %s does not fit; %s", asker.Key, a.lock.heldBy())
 	}
-	return a.refusal(http.StatusLocked, "%s%s", a.lock.heldBy(), a.lock.whyNot(asker))
+	return a.refusal(http.StatusLocked, "%s%s%s", a.lock.heldBy(), a.lock.whyNot(asker), a.waitedWords())
+}
+
+// waitedWords says how long a request waited in vain: it may be less than it
+// asked for.
+func (a answer) waitedWords() string {
+	if a.waited < time.Second {
+		return ""
+	}
+	return fmt.Sprintf("; this request waited %s", a.waited.Truncate(time.Second))
 }
 
 func (a answer) success(format string, args ...any) reply {

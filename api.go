@@ -35,6 +35,7 @@ const (
 // api serves every path of the locker. It is safe for concurrent use.
 type api struct {
 	credentials *credentials // nil: everyone may
+	localOnly   bool         // only this machine's names are answered
 	metrics     *metrics
 	log         *slog.Logger
 	wall        func() time.Time
@@ -60,8 +61,8 @@ type handler func(r *http.Request, body []byte) (reply, error)
 
 const lockPath = "/lock/NAME"
 
-func newAPI(who *credentials, m *metrics, log *slog.Logger, wall func() time.Time) *api {
-	a := &api{credentials: who, metrics: m, log: log, wall: wall, build: buildVersion(), policy: pagePolicy()}
+func newAPI(cfg *config, m *metrics, log *slog.Logger, wall func() time.Time) *api {
+	a := &api{credentials: cfg.credentials, localOnly: cfg.localOnly, metrics: m, log: log, wall: wall, build: buildVersion(), policy: pagePolicy()}
 	// Not http.ServeMux: it redirects //x, and takes the name out of
 	// /lock/a%2Fgrün wrongly.
 	a.routes = []route{
@@ -151,6 +152,9 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request, handle handler, notF
 		stream.SetReadDeadline(time.Now().Add(refusedTime)) // for what net/http still reads of the body
 		a.log.Warn("credentials refused", "address", r.RemoteAddr, "method", r.Method, "path", r.URL.Path)
 		return reply{}, errCredentials
+	}
+	if a.localOnly && !isLocal(r.Host) {
+		return reply{}, foreignHost(r.Host)
 	}
 	if err := a.crossOrigin.Check(r); err != nil {
 		return reply{}, crossOrigin{err}
@@ -330,9 +334,13 @@ func (a *api) force(r *http.Request, body []byte) (reply, error) {
 
 // ask has a request done and puts the outcome into words.
 func (a *api) ask(req *request, asker identity) (reply, error) {
+	start := time.Now()
 	got := a.committer.Load().do(req)
 	if got.err != nil {
 		return reply{}, got.err
+	}
+	if !req.until.IsZero() {
+		got.waited = time.Since(start)
 	}
 	rep := got.reply(asker)
 	rep.verdict = got.verdict

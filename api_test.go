@@ -323,7 +323,7 @@ func serveState(t testing.TB, s *state, steps steps, log *slog.Logger) *api {
 }
 
 func apiFor(c *committer, log *slog.Logger) *api {
-	a := newAPI(nil, c.metrics, log, time.Now)
+	a := newAPI(&config{}, c.metrics, log, time.Now)
 	a.begin(c)
 	return a
 }

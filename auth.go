@@ -9,8 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/netip"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -36,6 +39,18 @@ func (c *credentials) allow(r *http.Request) bool {
 	gotUser, gotPass := sha256.Sum256([]byte(user)), sha256.Sum256([]byte(pass))
 	same := subtle.ConstantTimeCompare(gotUser[:], c.user[:]) & subtle.ConstantTimeCompare(gotPass[:], c.pass[:])
 	return ok && len(r.Header["Authorization"]) == 1 && same == 1
+}
+
+// isLocal reports whether a Host header names this machine, or nothing. Port,
+// case and a final dot do not count.
+func isLocal(host string) bool {
+	name, _, err := net.SplitHostPort(host)
+	if err != nil {
+		name = strings.Trim(host, "[]")
+	}
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	address, err := netip.ParseAddr(name)
+	return name == "" || name == "localhost" || err == nil && address.IsLoopback()
 }
 
 // certPause is how often the certificate files are looked at: a change is

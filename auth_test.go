@@ -300,3 +300,31 @@ func TestTLSHandshakeStall(t *testing.T) {
 		}
 	})
 }
+
+// TestOnlyLocalNames refuses, where nobody said where to listen, a request to a
+// name that is not this machine's: a page of evil.example can make that name
+// lead here, read the locks and force them.
+func TestOnlyLocalNames(t *testing.T) {
+	for _, test := range []struct {
+		host   string
+		status int
+	}{
+		{"localhost:8910", 200}, {"LOCALHOST.", 200}, {"127.0.0.1:8910", 200}, {"127.8.9.1", 200}, {"[::1]:8910", 200}, {"[::1]", 200}, {"", 200},
+		{"evil.example:8910", 403}, {"evil.example", 403}, {"localhost.evil.example", 403}, {"127.0.0.1.evil.example", 403}, {"10.0.0.1:8910", 403}, {"0.0.0.0", 403},
+	} {
+		for _, only := range []bool{true, false} {
+			a := apiOf(t, nil)
+			a.localOnly = only
+			r, w := httptest.NewRequest("DELETE", "/lock/a?force=true", nil), httptest.NewRecorder()
+			r.Host = test.host
+			r.Header.Set("Origin", "http://"+test.host)
+			a.ServeHTTP(w, r)
+			if want := map[bool]int{true: test.status, false: 200}[only]; w.Code != want {
+				t.Errorf("%q, only local names %t: got %d %s, want %d", test.host, only, w.Code, w.Body, want)
+			}
+			if w.Code == 403 && !strings.Contains(w.Body.String(), "set LISTEN=127.0.0.1:8910 if this name is yours") {
+				t.Errorf("%q: %s", test.host, w.Body)
+			}
+		}
+	}
+}

@@ -17,7 +17,7 @@ import (
 // This file reads what a request says: the lock's name, the query, the body and
 // conditions. It is strict: what would otherwise silently not count is refused.
 
-const maxWait = 60 * time.Second // more is cut to that
+const maxWait = 55 * time.Second // more is cut to that, so that proxies which cut at 60 s let the locker answer
 
 // noIfMatch refuses a condition that would otherwise silently not be met.
 func noIfMatch(r *http.Request) error {

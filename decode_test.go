@@ -156,7 +156,7 @@ func TestDecodeTake(t *testing.T) {
 		{"empty link", `{"key": "k", "link": ""}`, claim{identity: identity{"k", "k", ""}}, 0},
 		{"shortest ttl", `{"key": "k", "ttl": "1s"}`, claim{identity: identity{"k", "k", ""}, TTL: resource.Duration(time.Second)}, 0},
 		{"no wait", `{"key": "k", "wait": "0s"}`, claim{identity: identity{"k", "k", ""}}, 0},
-		{"wait too long", `{"key": "k", "wait": "1h"}`, claim{identity: identity{"k", "k", ""}}, time.Minute},
+		{"wait too long", `{"key": "k", "wait": "1h"}`, claim{identity: identity{"k", "k", ""}}, 55 * time.Second},
 		{"escapes", `{"key": "\ud83d\ude00\u00fc\\ud83d\"\ud7ff"}`, claim{identity: identity{"😀ü\\ud83d\"\ud7ff", "😀ü\\ud83d\"\ud7ff", ""}}, 0},
 		{"longest", `{"key": "` + long + `", "id": "` + long + `", "link": "` + link + `"}`, claim{identity: identity{long, long, long}, Link: link}, 0},
 		{"white space", "\r\n\t {\"key\" :\n\"k\"} \n", claim{identity: identity{"k", "k", ""}}, 0},

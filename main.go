@@ -29,7 +29,11 @@ const (
 func main() {
 	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads any more would end the process
 	tune()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup(1) has it
+		ends = append(ends, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	defer stop()
 	log := resource.NewLines(os.Stderr)
 	status := 0
@@ -96,7 +100,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if cfg.localOnly {
 		log.Warn("listening on this machine only, because there are no credentials: set AUTH_USER and AUTH_PASS, or LISTEN")
 	}
-	err = newEndpoint(listener, cfg, newAPI(cfg.credentials, counts, log, time.Now), log).serve(ctx, c)
+	err = newEndpoint(listener, cfg, newAPI(cfg, counts, log, time.Now), log).serve(ctx, c)
 	log.Info("stop")
 	return err
 }

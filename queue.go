@@ -31,8 +31,9 @@ type request struct {
 // answer is what became of a request; with err, nothing that is known.
 type answer struct {
 	outcome
-	lock *lock // as committed
-	err  error
+	lock   *lock         // as committed
+	waited time.Duration // by a request that was to wait
+	err    error
 }
 
 func (r *request) over(now time.Time) bool {

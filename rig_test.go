@@ -377,6 +377,6 @@ func serveBy(t testing.TB, l net.Listener, cfg *config, log *slog.Logger, wall f
 
 // serve has an endpoint serve what c decides.
 func serve(ctx context.Context, l net.Listener, cfg *config, c *committer, log *slog.Logger) error {
-	a := newAPI(cfg.credentials, c.metrics, log, c.wall)
+	a := newAPI(cfg, c.metrics, log, c.wall)
 	return newEndpoint(l, cfg, a, log).serve(ctx, c)
 }

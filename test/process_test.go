@@ -28,6 +28,7 @@ func TestExitStatus(t *testing.T) {
 	}{
 		{"TERM", []string{"-listen", "127.0.0.1:0"}, syscall.SIGTERM, 0, "msg=stop\n"},
 		{"INT", []string{"-listen", "127.0.0.1:0"}, os.Interrupt, 0, "msg=stop\n"},
+		{"HUP", []string{"-listen", "127.0.0.1:0"}, syscall.SIGHUP, 0, "msg=stop\n"},
 		{"version", []string{"-version"}, nil, 0, ""},
 		{"help", []string{"-help"}, nil, 0, ""},
 		{"configuration", []string{"-port", "x"}, nil, 2, `locker: PORT is "x"`},
@@ -134,4 +135,13 @@ func TestStoppedProcess(t *testing.T) {
 	if after := p.Lock("l").Waiters; !slices.Equal(before, after) {
 		t.Errorf("the queue was %+v and is %+v", before, after)
 	}
+}
+
+// TestHangUpIgnored starts the locker as nohup does: the end of its terminal is
+// not its own.
+func TestHangUpIgnored(t *testing.T) {
+	p := lockertest.StartLimited(t, "trap '' HUP")
+	p.Process.Signal(syscall.SIGHUP)
+	time.Sleep(300 * time.Millisecond)
+	p.Want("PUT", "/lock/l", `{"key": "k"}`, http.StatusOK)
 }
