@@ -69,7 +69,7 @@ func errorReply(err error) reply {
 	case errors.Is(err, errCredentials):
 		return problem(http.StatusUnauthorized, err.Error(), map[string]string{"WWW-Authenticate": `Basic realm="locker", charset="UTF-8"`})
 	case isHost:
-		return problem(http.StatusForbidden, short(err.Error()), nil)
+		return problem(http.StatusForbidden, short(err.Error(), maxProblem), nil)
 	case isOrigin:
 		return problem(http.StatusForbidden, "a page of another site must not change locks: "+err.Error(), nil)
 	case errors.Is(err, errNoPath):
@@ -81,7 +81,7 @@ func errorReply(err error) reply {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return problem(http.StatusRequestTimeout, "the body did not arrive within 10 s", nil)
 	case isRequest:
-		return problem(http.StatusBadRequest, short(err.Error()), nil)
+		return problem(http.StatusBadRequest, short(err.Error(), maxProblem), nil)
 	case errors.Is(err, errStopping), errors.Is(err, errGone):
 		return problem(http.StatusServiceUnavailable, err.Error(), again)
 	case errors.Is(err, errUnknown):
@@ -97,14 +97,6 @@ func problem(status int, sentence string, header map[string]string) reply {
 }
 
 func oneLine(sentence string) string { return strings.ReplaceAll(sentence, "\n", "; ") }
-
-// short cuts a sentence: what is wrong with 64 KiB could fill a megabyte.
-func short(sentence string) string {
-	if len(sentence) <= maxProblem {
-		return sentence
-	}
-	return strings.ToValidUTF8(sentence[:maxProblem], "") + "…"
-}
 
 // withLock adds the lock to a JSON object. Its encoding is shared by all who
 // are shown it, not copied: a queue of thousands is told the same.

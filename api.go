@@ -37,7 +37,7 @@ type api struct {
 	credentials *credentials // nil: everyone may
 	localOnly   bool         // only this machine's names are answered
 	metrics     *metrics
-	log         *slog.Logger
+	outsiders   *outsiders
 	wall        func() time.Time
 	crossOrigin http.CrossOriginProtection
 	build       string
@@ -62,7 +62,7 @@ type handler func(r *http.Request, body []byte) (reply, error)
 const lockPath = "/lock/NAME"
 
 func newAPI(cfg *config, m *metrics, log *slog.Logger, wall func() time.Time) *api {
-	a := &api{credentials: cfg.credentials, localOnly: cfg.localOnly, metrics: m, log: log, wall: wall, build: buildVersion(), policy: pagePolicy()}
+	a := &api{credentials: cfg.credentials, localOnly: cfg.localOnly, metrics: m, outsiders: &outsiders{log: log}, wall: wall, build: buildVersion(), policy: pagePolicy()}
 	// Not http.ServeMux: it redirects //x, and takes the name out of
 	// /lock/a%2Fgrün wrongly.
 	a.routes = []route{
@@ -150,7 +150,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request, handle handler, notF
 	stream.SetReadDeadline(time.Now().Add(bodyTime))
 	if pathOf(r) != "/health" && !a.credentials.allow(r) {
 		stream.SetReadDeadline(time.Now().Add(refusedTime)) // for what net/http still reads of the body
-		a.log.Warn("credentials refused", "address", r.RemoteAddr, "method", r.Method, "path", r.URL.Path)
+		a.outsiders.refused(r.RemoteAddr, r.Method, pathOf(r))
 		return reply{}, errCredentials
 	}
 	if a.localOnly && !isLocal(r.Host) {

@@ -3,6 +3,9 @@ package main
 import (
 	"context"
 	"log/slog"
+	"strings"
+	"sync"
+	"time"
 )
 
 // This file is the log of what happens to locks: one line an event, in the
@@ -33,4 +36,63 @@ func logEvents(log *slog.Logger, events []event) {
 		}
 		log.LogAttrs(context.Background(), slog.LevelInfo, e.what, attrs...)
 	}
+}
+
+const (
+	mostLines                       = 60          // a minute, of those that clients without credentials cause
+	mostMethod, mostPath, mostError = 20, 60, 200 // bytes of each in such a line, which then has fewer than 300
+)
+
+// outsiders logs what clients without credentials cause, which must not fill the
+// disk: 60 lines a minute, then how many more there were. It is safe for
+// concurrent use.
+type outsiders struct {
+	log   *slog.Logger
+	mu    sync.Mutex
+	lines int // in this minute
+}
+
+// refused logs a request whose credentials are missing or wrong.
+func (o *outsiders) refused(address, method, path string) {
+	o.warn("credentials refused", "address", address, "method", short(method, mostMethod), "path", short(path, mostPath))
+}
+
+// Write logs a line of net/http. Everybody can cause a failed handshake.
+func (o *outsiders) Write(line []byte) (int, error) {
+	text := strings.TrimSpace(string(line))
+	if strings.Contains(text, "TLS handshake error") {
+		o.warn(short(text, mostError))
+	} else {
+		o.log.Warn(text)
+	}
+	return len(line), nil
+}
+
+func (o *outsiders) warn(message string, args ...any) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.lines == 0 {
+		time.AfterFunc(time.Minute, o.next)
+	}
+	if o.lines++; o.lines <= mostLines {
+		o.log.Warn(message, args...)
+	}
+}
+
+// next begins another minute.
+func (o *outsiders) next() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if more := o.lines - mostLines; more > 0 {
+		o.log.Warn("more refused credentials or failed handshakes in this minute", "more", more)
+	}
+	o.lines = 0
+}
+
+// short returns text, or its first bytes, at most that many, with a mark.
+func short(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "…"
 }

@@ -3,10 +3,16 @@ package main
 import (
 	"fmt"
 	"io"
+	stdlog "log"
+	"log/slog"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cloudfoundry-community/locker/internal/lockertest"
 )
 
 // varying is what differs from run to run in a log.
@@ -129,4 +135,33 @@ func TestEventsAreLogged(t *testing.T) {
 	if log := s.log.String(); strings.Contains(log, "secret-id") || strings.Contains(log, canary) {
 		t.Errorf("the log shows an id or a password:\n%s", log)
 	}
+}
+
+// TestOutsidersDoNotFillTheLog floods the log from without: its lines are short
+// and few, and the rest is counted.
+func TestOutsidersDoNotFillTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		written := lockertest.NewLog()
+		o := &outsiders{log: slog.New(slog.NewTextHandler(written, nil))}
+		handshakes := stdlog.New(o, "", 0)
+		for range 500 {
+			o.refused("[2001:db8:1111:2222:3333:4444:5555:6666%a-long-zone]:65535", strings.Repeat("M", 5_000), strings.Repeat(`/"\`, 5_000))
+			handshakes.Printf("http: TLS handshake error from [::1]:1: %s", strings.Repeat("x", 5_000))
+		}
+		time.Sleep(time.Minute + time.Second)
+		handshakes.Print("http: TLS handshake error: the next minute")
+		handshakes.Print("http: panic serving: " + strings.Repeat("a stack is kept whole ", 100))
+		lines := strings.Split(strings.TrimSpace(written.String()), "\n")
+		if len(lines) != mostLines+3 || !strings.Contains(lines[mostLines], "more=940") || !strings.Contains(lines[mostLines+1], "the next minute") {
+			t.Fatalf("%d lines, then %q", len(lines), lines[min(len(lines), mostLines):])
+		}
+		for _, line := range lines[:mostLines+2] {
+			if len(line) >= 300 {
+				t.Errorf("%d bytes: %s", len(line), line)
+			}
+		}
+		if len(lines[mostLines+2]) < 2_000 {
+			t.Errorf("cut: %s", lines[mostLines+2])
+		}
+	})
 }

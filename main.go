@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	stdlog "log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -115,7 +116,7 @@ type endpoint struct {
 }
 
 func newEndpoint(l net.Listener, cfg *config, a *api, log *slog.Logger) *endpoint {
-	e := &endpoint{api: a, server: newServer(a, log), conns: newConns(log), certificate: cfg.certificate}
+	e := &endpoint{api: a, server: newServer(a), conns: newConns(log), certificate: cfg.certificate}
 	e.server.ConnState = e.conns.track
 	e.listener = newLimited(l, maxConns(), e.conns.makeRoom, &a.crowded)
 	return e
@@ -168,7 +169,7 @@ func (e *endpoint) finish(ctx context.Context) {
 	e.api.wait()
 }
 
-func newServer(a *api, log *slog.Logger) *http.Server {
+func newServer(a *api) *http.Server {
 	var http1 http.Protocols
 	http1.SetHTTP1(true)
 	return &http.Server{
@@ -178,6 +179,6 @@ func newServer(a *api, log *slog.Logger) *http.Server {
 		ReadHeaderTimeout:            headerTime,
 		IdleTimeout:                  idleTime,
 		MaxHeaderBytes:               maxHeader,
-		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		ErrorLog:                     stdlog.New(a.outsiders, "", 0),
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 const (
 	linesKept  = 8192                   // for a reader that does not read; a busy minute of the server
+	bytesKept  = 8 << 20                // likewise: a line can have kilobytes
 	linesFlush = 500 * time.Millisecond // for the last lines to be read at the end
 )
 
@@ -19,6 +20,7 @@ const (
 type Lines struct {
 	lines   chan []byte
 	lost    atomic.Int64
+	kept    atomic.Int64 // bytes
 	closing chan struct{}
 	written chan struct{} // closed when the last line is
 }
@@ -32,11 +34,15 @@ func NewLines(w io.Writer) *Lines {
 
 // Write takes one line. It never fails.
 func (l *Lines) Write(line []byte) (int, error) {
-	select {
-	case l.lines <- bytes.Clone(line):
-	default:
-		l.lost.Add(1)
+	if l.kept.Add(int64(len(line))) <= bytesKept {
+		select {
+		case l.lines <- bytes.Clone(line):
+			return len(line), nil
+		default:
+		}
 	}
+	l.kept.Add(-int64(len(line)))
+	l.lost.Add(1)
 	return len(line), nil
 }
 
@@ -57,6 +63,7 @@ func (l *Lines) run(w io.Writer) {
 
 func (l *Lines) pass(w io.Writer, line []byte) {
 	w.Write(line)
+	l.kept.Add(-int64(len(line)))
 	if lost := l.lost.Swap(0); lost > 0 {
 		fmt.Fprintf(w, "time=%s level=WARN msg=\"lines lost, nobody read them\" lines=%d\n", time.Now().UTC().Format(time.RFC3339Nano), lost)
 	}

@@ -31,6 +31,32 @@ func TestLines(t *testing.T) {
 	})
 }
 
+// Long lines that nobody reads do not fill the memory, and there is room again
+// when they are read.
+func TestLinesAreBoundedInBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := io.Pipe()
+		l := NewLines(w)
+		long := strings.Repeat("x", 1<<20) + "\n"
+		for range 20 {
+			io.WriteString(l, long)
+		}
+		read := make(chan string, 1)
+		go func() {
+			text, _ := io.ReadAll(r)
+			read <- string(text)
+		}()
+		synctest.Wait()
+		io.WriteString(l, "the last\n")
+		synctest.Wait()
+		l.Close()
+		w.Close()
+		if text := <-read; len(text) > 9<<20 || len(text) < 7<<20 || !strings.Contains(text, "lines=13") || !strings.HasSuffix(text, "the last\n") {
+			t.Errorf("%d bytes read, ending in %q", len(text), text[len(text)-120:])
+		}
+	})
+}
+
 func TestLinesCloseWithoutReader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, w := io.Pipe()
