@@ -13,13 +13,23 @@ import (
 
 // buildID names the build, the same in every step and every run of it. It
 // reports whether the environment says which build it is; otherwise the id is
-// random.
+// random. Address and number alone do not name it: two Concourses that nobody
+// gave an external URL have the same one, and count their builds alike.
 func buildID(getenv func(string) string) (id string, known bool) {
 	concourse, build := strings.TrimRight(withoutCredentials(getenv("ATC_EXTERNAL_URL")), "/"), getenv("BUILD_ID")
 	if concourse == "" || build == "" {
 		return rand.Text(), false
 	}
-	id = concourse + "/builds/" + build
+	id = concourse + "/builds/" + url.PathEscape(build)
+	more := url.Values{}
+	for _, name := range []string{"BUILD_TEAM_NAME", "BUILD_PIPELINE_NAME", "BUILD_PIPELINE_INSTANCE_VARS", "BUILD_JOB_NAME", "BUILD_NAME"} {
+		if value := getenv(name); value != "" {
+			more.Set(name, value)
+		}
+	}
+	if len(more) > 0 {
+		id += "?" + more.Encode()
+	}
 	if CheckName("id", id) != nil {
 		id = fmt.Sprintf("%x", sha256.Sum256([]byte(id)))
 	}

@@ -29,6 +29,35 @@ func TestBuildID(t *testing.T) {
 	}
 }
 
+// Two Concourses with the same address and build number are told apart by
+// whatever else says which build it is.
+func TestBuildIDIsNotShared(t *testing.T) {
+	build := map[string]string{
+		"ATC_EXTERNAL_URL": "http://127.0.0.1:8080", "BUILD_ID": "77", "BUILD_TEAM_NAME": "main", "BUILD_PIPELINE_NAME": "shop",
+		"BUILD_PIPELINE_INSTANCE_VARS": `{"branch":"a"}`, "BUILD_JOB_NAME": "deploy", "BUILD_NAME": "3",
+	}
+	id := func() string {
+		id, known := buildID(func(name string) string { return build[name] })
+		if !known || CheckName("id", id) != nil {
+			t.Errorf("id %q, known %t", id, known)
+		}
+		return id
+	}
+	first := id()
+	if again := id(); again != first {
+		t.Errorf("%s, then %s", first, again)
+	}
+	for name, value := range build {
+		for _, other := range []string{value + "&x", value + "/x", value + strings.Repeat("y", 300)} {
+			build[name] = other
+			if got := id(); got == first {
+				t.Errorf("%s %q counts as %q", name, other, value)
+			}
+		}
+		build[name] = value
+	}
+}
+
 func TestBuildLink(t *testing.T) {
 	job := func(more ...string) map[string]string {
 		env := map[string]string{

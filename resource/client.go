@@ -25,7 +25,7 @@ const (
 	answerTime = 10 * time.Second // for an answer, beyond the wait that was asked for: a commit on a slow disk fits
 	probeTime  = 5 * time.Second  // between keep-alive probes
 	probes     = 3                // unanswered, before a connection is given up
-	maxAnswer  = 64 << 20         // bytes; a lock with 5,000 waiters and their links fits
+	maxAnswer  = 8 << 20          // bytes; 20,000 claims without links fit, 3,000 with the longest
 )
 
 // dialer makes connections.
@@ -160,9 +160,12 @@ func (c *client) do(ctx context.Context, method string, body []byte, wait time.D
 		return nil, c.unanswered(err, time.Since(start))
 	}
 	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return nil, c.unanswered(err, time.Since(start))
+	}
+	if len(data) > maxAnswer {
+		return nil, &failure{message: c.address + ": the answer has more than 8 MiB: check that locker_uri leads to a locker", final: true}
 	}
 	if resp.StatusCode != http.StatusOK {
 		return nil, c.refused(resp, data)

@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"encoding/pem"
@@ -67,11 +68,34 @@ func TestFinalErrors(t *testing.T) {
 func TestServersWordsAreCleaned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := serve(t, func(w http.ResponseWriter, r *http.Request) {
-			answerWith(w, 400, `{"error":"bad\nerror: \u001b[31mforged\u009b"}`)
+			answerWith(w, 400, `{"error":"bad\nerror: \u001b[31mforged\u009b \u202egnorw\u2028 \u200b\ufeff"}`)
 		})
 		r := s.run(t.Context(), (*program).out, askLock)
-		if r.err == nil || strings.ContainsAny(r.err.Error(), "\n\x1b\u009b") {
+		if r.err == nil || strings.ContainsAny(r.err.Error(), "\n\x1b\u009b\u202e\u2028\u200b\ufeff") {
 			t.Errorf("error %q", r.err)
+		}
+	})
+}
+
+// An answer without an end is refused while it is read.
+func TestEndlessAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		written := 0
+		s := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			for written < 10*maxAnswer {
+				n, err := w.Write(bytes.Repeat([]byte(" "), 1<<16))
+				if written += n; err != nil {
+					return
+				}
+			}
+		})
+		r := s.run(t.Context(), (*program).check, theSource+"}")
+		if r.err == nil || !strings.Contains(r.err.Error(), "the answer has more than 8 MiB") {
+			t.Errorf("error %v", r.err)
+		}
+		synctest.Wait()
+		if written > maxAnswer+1<<20 {
+			t.Errorf("%d bytes were sent", written)
 		}
 	})
 }

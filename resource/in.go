@@ -63,10 +63,26 @@ func writeLock(dir string, l Lock, data []byte) error {
 	for _, name := range names(l) {
 		owners.WriteString(name + "\n")
 	}
-	if err := os.WriteFile(filepath.Join(dir, "lock"), []byte(owners.String()), 0o644); err != nil {
+	err := replaceFile(dir, "lock", []byte(owners.String()))
+	return errors.Join(err, replaceFile(dir, "lock.json", data))
+}
+
+// replaceFile writes a file beside and renames it: a link of that name, which
+// somebody left in the folder, is replaced and not followed.
+func replaceFile(dir, name string, data []byte) error {
+	f, err := os.CreateTemp(dir, name+".tmp-*")
+	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "lock.json"), data, 0o644)
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Chmod(0o644), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), filepath.Join(dir, name))
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
 }
 
 // names returns the names of the holders, in the order in which they were granted.

@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"os"
@@ -46,5 +47,24 @@ func TestLinksStandInTheOrderOfTheHolders(t *testing.T) {
 	l := Lock{Holders: []Holder{{Link: "https://ci.example/9"}, {}, {Link: "https://ci.example/10"}, {Link: "https://ci.example/9"}}}
 	if got := links(l); got != "https://ci.example/9 https://ci.example/10" {
 		t.Error(got)
+	}
+}
+
+// A link in the folder is replaced, not followed, and no other file is left.
+func TestInFollowsNoLink(t *testing.T) {
+	dir, elsewhere := t.TempDir(), filepath.Join(t.TempDir(), "precious")
+	if err := errors.Join(os.WriteFile(elsewhere, []byte("precious"), 0o600), os.Symlink(elsewhere, filepath.Join(dir, "lock"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeLock(dir, Lock{Holders: []Holder{{LockedBy: "a"}}}, []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(filepath.Join(dir, "lock"))
+	if kept, keptErr := os.ReadFile(elsewhere); string(got) != "a\n" || string(kept) != "precious" || errors.Join(err, keptErr) != nil {
+		t.Errorf("lock %q, what the link led to %q, %v", got, kept, errors.Join(err, keptErr))
+	}
+	entries, err := os.ReadDir(dir)
+	if info, infoErr := os.Lstat(filepath.Join(dir, "lock")); len(entries) != 2 || errors.Join(err, infoErr) != nil || info.Mode() != 0o644 {
+		t.Errorf("%v, mode %v", entries, info.Mode())
 	}
 }

@@ -80,14 +80,14 @@ func ordinal(n int) string {
 // age rounds to whole seconds; clocks that differ make no negative one.
 func age(d time.Duration) time.Duration { return max(d, 0).Truncate(time.Second) }
 
-// clean replaces control characters, so that a server's words can neither
-// start a line of their own nor colour anything.
+// clean replaces control and format characters, so that a server's words can
+// neither start a line of their own, nor colour or hide or reorder anything.
 func clean(s string) string {
 	if len(s) > maxSentence {
 		s = strings.ToValidUTF8(s[:maxSentence], "") + "…"
 	}
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
+		if unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp) {
 			return '?'
 		}
 		return r
