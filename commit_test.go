@@ -132,7 +132,25 @@ func TestGiveBack(t *testing.T) {
 		r.setFault(nil) // the commit that failed has not lost it
 		r.want(<-waiting, granted)
 		r.c.giveBack(hold{"l", a.token}) // a hold that has ended
+		synctest.Wait()
 		r.wantState("other:b", "")
+		if _, unclaimed, _ := r.c.inbox.receive(); len(unclaimed) > 0 {
+			t.Errorf("still to be given back: %v", unclaimed)
+		}
+	})
+}
+
+// TestNothingChangedIsNotSaved writes no file for what changes nothing.
+func TestNothingChangedIsNotSaved(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.take(t.Context(), "k a 1", 0), granted)
+		before := r.count("rename")
+		r.want(<-r.take(t.Context(), "k a 1", 0), repeated)
+		r.want(<-r.take(t.Context(), "other b", 0), refused)
+		r.want(r.release("k nobody"), noSuchHolder)
+		if saves := r.count("rename") - before; saves != 0 {
+			t.Errorf("%d saves, want none", saves)
+		}
 	})
 }
 
