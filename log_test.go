@@ -165,3 +165,14 @@ func TestOutsidersDoNotFillTheLog(t *testing.T) {
 		}
 	})
 }
+
+// TestLogSaysWhy: an end that nobody asked for says what for, others say nothing.
+func TestLogSaysWhy(t *testing.T) {
+	written := lockertest.NewLog()
+	logEvents(slog.New(slog.NewTextHandler(written, nil)), []event{{what: "release", why: "undelivered"}, {what: "expire"}, {what: "withdraw", why: "gone"}})
+	for i, want := range []string{"held=0s reason=undelivered", "held=0s", "waited=0s reason=gone"} {
+		if line := strings.Split(written.String(), "\n")[i]; !strings.HasSuffix(line, want) {
+			t.Errorf("%s: want it to end in %q", line, want)
+		}
+	}
+}

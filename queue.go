@@ -184,13 +184,10 @@ type place struct {
 type places map[uint64]*place
 
 // keep starts the time in which the waiters that were saved have to come back.
-// A waiter without an id cannot.
 func (ps places) keep(s *state) {
 	for _, l := range s.locks {
 		for _, w := range l.Waiters {
-			if w.ID != "" {
-				ps[w.Revision] = &place{left: time.Now()}
-			}
+			ps[w.Revision] = &place{left: time.Now()}
 		}
 	}
 }
