@@ -68,3 +68,12 @@ func TestInFollowsNoLink(t *testing.T) {
 		t.Errorf("%v, mode %v", entries, info.Mode())
 	}
 }
+
+// A version without a ref, or with an empty one, is none that check answered.
+func TestInWantsARef(t *testing.T) {
+	for version, right := range map[string]bool{`{}`: false, `{"ref":""}`: false, `{"sha":"x"}`: false, `null`: false, `{"ref":"3"}`: true} {
+		if err := checkIn([]byte(version), []string{"dir"}); (err == nil) != right {
+			t.Errorf("%s: error %v", version, err)
+		}
+	}
+}
