@@ -293,8 +293,9 @@ func (a *api) show(r *http.Request, _ []byte) (reply, error) {
 func (a *api) take(r *http.Request, body []byte) (reply, error) {
 	name, nameErr := lockName(r)
 	_, queryErr := parseQuery(r)
+	newErr := resource.CheckNewLockName("the lock's name", name)
 	c, wait, bodyErr := decodeTake(body)
-	if err := errors.Join(nameErr, queryErr, bodyErr, noIfMatch(r)); err != nil {
+	if err := errors.Join(nameErr, newErr, queryErr, bodyErr, noIfMatch(r)); err != nil {
 		return reply{}, badRequest{err}
 	}
 	req := &request{lock: name, asker: c.identity, ctx: r.Context(), apply: func(d *draft) outcome { return d.take(name, c, wait > 0) }}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -374,4 +375,48 @@ func TestPausingClient(t *testing.T) {
 			t.Errorf("the client with pauses got %q, the last after %v", tries, took)
 		}
 	})
+}
+
+// A take refuses a lock's name that looks like another one or that proxies
+// change, in one line; GET, DELETE and force take it, so that a hold of before
+// can be seen and freed.
+func TestLockNamesThatLookAlike(t *testing.T) {
+	s := startServer(t, nil)
+	for _, segment := range []string{
+		"prod%20", "%20prod", "prod%C2%A0", "prod%E2%80%8B", "%E2%80%AEprod", "prod%EF%BB%BF", "prod%E2%80%A8",
+		"zz%2F..%2Fprod", ".%2Fa", "a%2F.",
+	} {
+		path := "/lock/" + segment
+		got := s.do(t, put, path, jane)
+		if got.status != "400 Bad Request" || !strings.Contains(got.body, `"error":"the lock's name has `) || strings.Contains(got.body, `\n`) {
+			t.Errorf("PUT %s: %s: %s", path, got.status, got.body)
+		}
+		for _, call := range []apiCall{{get, path, "", nil}, {del, path, jane[:strings.Index(jane, `, "link"`)] + "}", nil}, {del, path + "?force=true", "", nil}} {
+			if got := s.do(t, call.method, call.path, call.body); got.status != "200 OK" {
+				t.Errorf("%s %s: %s: %s", call.method, call.path, got.status, got.body)
+			}
+		}
+	}
+	if got := s.do(t, put, "/lock/prod", `{"key": "k", "id": "a\u200bb "}`); got.status != "200 OK" {
+		t.Errorf("an id: %s", got.body)
+	}
+}
+
+// A hold that a state file has under names which takes refuse is loaded, shown
+// and released.
+func TestHoldOfBeforeWithALookalike(t *testing.T) {
+	const saved = `{"version": 2, "revision": 1, "locks": {"zz/../prod ": {"key": "k\u200b", "revision": 1,
+		"holders": [{"locked_by": "\u202ejane", "id": "7", "since": "2026-11-23T10:00:00Z", "token": 1}]}}}`
+	state := filepath.Join(t.TempDir(), "locker.json")
+	if err := os.WriteFile(state, []byte(saved), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := startServer(t, map[string]string{"LOCKER_CONFIG": state})
+	const path, body = "/lock/zz%2F..%2Fprod%20", `{"key": "k\u200b", "locked_by": "\u202ejane", "id": "7"}`
+	if got := s.do(t, get, path, ""); !strings.Contains(got.body, "\u202ejane") {
+		t.Errorf("GET: %s: %s", got.status, got.body)
+	}
+	if got := s.do(t, del, path, body); got.status != "200 OK" || !strings.Contains(got.body, "released by") {
+		t.Errorf("DELETE: %s: %s", got.status, got.body)
+	}
 }

@@ -39,6 +39,9 @@ func (o *outParams) check() error {
 		problems = append(problems, errors.New("own goes with lock_op: unlock, not with lock: leave it out"))
 	}
 	name, err := agreed(alias{"locked_by", given(o.lockedBy)}, alias{"lock_by", given(o.lockBy)})
+	if o.lockOp == "lock" {
+		problems = append(problems, checkNewName("key", o.key), checkNewName("locked_by", name))
+	}
 	o.lockedBy = cmp.Or(name, o.key)
 	return errors.Join(append(problems, err)...)
 }

@@ -42,6 +42,40 @@ func CheckLockName(member, name string) error {
 	return CheckName(member, name)
 }
 
+// CheckNewLockName reports why a lock's name that CheckLockName allows is refused
+// to a take: it looks like another one, or proxies make another one of it
+// (RFC 3986 section 5.2.4).
+func CheckNewLockName(member, name string) error {
+	if strings.Contains(name, "/") {
+		for segment := range strings.SplitSeq(name, "/") {
+			if segment == "." || segment == ".." {
+				return fmt.Errorf("%s has . or .. between slashes, which proxies resolve to another name: leave it out", member)
+			}
+		}
+	}
+	return checkNewName(member, name)
+}
+
+// checkNewName reports why a key or a locked_by that CheckName allows is refused
+// to a take: it looks like another one. Other requests accept it, so that what
+// has such a name can be released.
+func checkNewName(member, name string) error {
+	switch {
+	case strings.ContainsFunc(name, isFormat):
+		return fmt.Errorf("%s has a character that cannot be seen, such as U+200B: leave it out", member)
+	case strings.TrimFunc(name, isSpace) != name:
+		return fmt.Errorf("%s has white space at an end: leave it out", member)
+	}
+	return nil
+}
+
+// isFormat reports whether r changes how text looks, and has no look of its own.
+func isFormat(r rune) bool { return unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp) }
+
+// isSpace reports whether r is white space that is neither a control nor a format
+// character.
+func isSpace(r rune) bool { return unicode.Is(unicode.Zs, r) }
+
 // checkGiven is check, but calls what is empty missing.
 func checkGiven(member, name string, check func(member, name string) error) error {
 	if name == "" {

@@ -48,3 +48,46 @@ func wantProblem(t *testing.T, err error, problem string) {
 		t.Errorf("error %v, want %q", err, problem)
 	}
 }
+
+// lookalikes are names that look like another one, each with what a take says
+// of it.
+var lookalikes = map[string]string{
+	"prod ":       "white space at an end",
+	" prod":       "white space at an end",
+	"prod\u00a0":  "white space at an end",
+	"\u3000prod":  "white space at an end",
+	"pr\u200bod":  "a character that cannot be seen",
+	"\u202eprod":  "a character that cannot be seen",
+	"prod\ufeff":  "a character that cannot be seen",
+	"prod\u2028x": "a character that cannot be seen",
+	"prod\u2029":  "a character that cannot be seen",
+}
+
+// What looks like another name is refused to takes alone, and said in one line.
+func TestNamesThatLookAlike(t *testing.T) {
+	for name, problem := range lookalikes {
+		for _, check := range []func(member, name string) error{checkNewName, CheckNewLockName} {
+			if err := check("it", name); err == nil || !strings.HasPrefix(err.Error(), "it has "+problem) || strings.Contains(err.Error(), name) {
+				t.Errorf("%q: error %v", name, err)
+			}
+		}
+		for _, check := range []func(member, name string) error{CheckName, CheckLockName} {
+			wantProblem(t, check("it", name), "")
+		}
+	}
+	for _, name := range []string{"prod", "my lock", "a\u00a0b", "grün 😀", "..."} {
+		wantProblem(t, checkNewName("it", name), "")
+	}
+}
+
+// Proxies resolve such a name to that of another lock.
+func TestDotsBetweenSlashes(t *testing.T) {
+	for _, name := range []string{"zz/../prod", "./a", "a/.", "../a", "a/..", "/.", "a/./b"} {
+		wantProblem(t, CheckNewLockName("it", name), "it has . or .. between slashes, which proxies resolve to another name: leave it out")
+		wantProblem(t, CheckLockName("it", name), "")
+		wantProblem(t, checkNewName("it", name), "")
+	}
+	for _, name := range []string{"a/b", "/", "a//b", "a.b/c", "a/...", "a/..b", ".a/b", "team/v1."} {
+		wantProblem(t, CheckNewLockName("it", name), "")
+	}
+}

@@ -33,6 +33,9 @@ func (p *program) out(ctx context.Context) error {
 		}
 		return err
 	})
+	if r != nil && params.lockOp == "lock" {
+		err = errors.Join(err, CheckNewLockName("source: lock_name", r.source.lockName))
+	}
 	if err != nil {
 		return err
 	}

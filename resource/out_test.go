@@ -64,3 +64,38 @@ func TestVersionThatCannotBeWritten(t *testing.T) {
 type brokenWriter struct{}
 
 func (brokenWriter) Write([]byte) (int, error) { return 0, fmt.Errorf("broken pipe") }
+
+// lock refuses names that the server would refuse, all at once; unlock, check
+// and in leave them to the server, which may have them from before.
+func TestLookalikesInARequest(t *testing.T) {
+	request := func(op string) string {
+		request := strings.Replace(askLock, `"lock_name":"myLock"`, `"lock_name":"zz/../prod"`, 1)
+		return strings.NewReplacer(`"k"`, `"k "`, `"me"`, `"\u202eme"`, `"lock_op":"lock"`, `"lock_op":"`+op+`"`).Replace(request)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		var asked record
+		s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if asked.note(r); r.Method == http.MethodGet {
+				answerWith(w, http.StatusOK, freeLock)
+				return
+			}
+			answerWith(w, http.StatusOK, freedJSON)
+		})
+		const want = `params: key has white space at an end: leave it out
+params: locked_by has a character that cannot be seen, such as U+200B: leave it out
+source: lock_name has . or .. between slashes, which proxies resolve to another name: leave it out`
+		if r := s.run(t.Context(), (*program).out, request("lock")); r.err == nil || r.err.Error() != want || len(asked.all()) > 0 {
+			t.Errorf("lock: %v", r.err)
+		}
+		if r := s.run(t.Context(), (*program).out, request("unlock")); r.err != nil {
+			t.Errorf("unlock: %v", r.err)
+		}
+		older := strings.Replace(askIn, "myLock", "zz/../prod ", 1)
+		if r := s.run(t.Context(), (*program).in, older, t.TempDir()); r.err != nil {
+			t.Errorf("in: %v", r.err)
+		}
+		if r := s.run(t.Context(), (*program).check, older); r.err != nil {
+			t.Errorf("check: %v", r.err)
+		}
+	})
+}

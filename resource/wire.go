@@ -117,7 +117,7 @@ func DecodeTake(data []byte) (Take, error) {
 	if err := Decode(data, members); err != nil {
 		return Take{}, err
 	}
-	problems := []error{a.settle(&t.Key, &t.LockedBy, &t.ID)}
+	problems := []error{a.settle(&t.Key, &t.LockedBy, &t.ID), checkNewName("key", t.Key), checkNewName("locked_by", t.LockedBy)}
 	if ttl != nil {
 		if t.TTL = *ttl; time.Duration(t.TTL) < minTTL {
 			problems = append(problems, errors.New("ttl is less than 1s: leave it out for a hold that does not expire"))

@@ -124,3 +124,28 @@ func TestDuration(t *testing.T) {
 		}
 	}
 }
+
+// A take refuses names that look alike, in one line each; a release and a force
+// take them, so that what has them can be freed. Ids may have anything.
+func TestTakesOfLookalikes(t *testing.T) {
+	for name, problem := range lookalikes {
+		for _, member := range []string{"key", "locked_by", "lock_by", "requestor", "id"} {
+			body := map[string]string{"key": "k", member: name}
+			data, err := json.Marshal(body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = DecodeTake(data)
+			if member == "id" && err != nil || member != "id" && (err == nil || !strings.Contains(err.Error(), " has "+problem) || strings.Contains(err.Error(), "\n")) {
+				t.Errorf("take with %s %q: %v", member, name, err)
+			}
+			if _, err := DecodeRelease(data); err != nil {
+				t.Errorf("release with %s %q: %v", member, name, err)
+			}
+		}
+		data, _ := json.Marshal(Force{LockedBy: name})
+		if _, err := DecodeForce(data); err != nil {
+			t.Errorf("force of %q: %v", name, err)
+		}
+	}
+}

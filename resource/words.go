@@ -87,7 +87,7 @@ func clean(s string) string {
 		s = strings.ToValidUTF8(s[:maxSentence], "") + "…"
 	}
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp) {
+		if unicode.IsControl(r) || isFormat(r) {
 			return '?'
 		}
 		return r

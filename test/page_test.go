@@ -215,21 +215,15 @@ func TestPageReleaseFails(t *testing.T) {
 
 // Whatever clients call things is text, and none of it runs.
 func TestPageMarkup(t *testing.T) {
-	w := visitPage(t, nil)
 	const markup = `<img src=x onerror="window.ran=1">'"&amp;</script><script>window.ran=1</script>`
-	const turned = "\u202e" + `evil<b>` // right-to-left override
+	const turned = "\u202e" + `evil<b>` // right-to-left override, which a state file may have from before
 	name := markup[:60] + turned
-	claim := func(m map[string]string) string { return string(encode(m)) }
 	link := `https://ci.example/"><img src=x onerror=window.ran=1>/teams/a/pipelines/<b>/jobs/%3Cimg%20src=x%20onerror=window.ran=1%3E/builds/1`
-	for _, c := range []map[string]string{
-		{"key": markup, "locked_by": turned, "link": link, "id": "1"},
-		{"key": turned, "locked_by": markup, "link": link, "id": "2", "wait": "1ms"},
-		{"key": "__proto__", "locked_by": "constructor", "id": "3", "wait": "1ms"},
-	} {
-		if status, got := w.do("PUT", "/lock/"+url.PathEscape(name), claim(c)); status != http.StatusOK && status != http.StatusLocked {
-			t.Fatalf("%d %s", status, got)
-		}
-	}
+	older := newSaved()
+	older.take(0, name, markup, savedClaim{LockedBy: turned, Link: link})
+	older.take(0, name, turned, savedClaim{LockedBy: markup, Link: link})
+	older.take(0, name, "__proto__", savedClaim{LockedBy: "constructor"})
+	w := visitPage(t, older.write(t))
 	w.do("PUT", "/lock/__proto__", jane)
 	w.do("PUT", "/lock/constructor", jane)
 	w.await("document.querySelectorAll('.lock').length === 3 && document.querySelectorAll('.queue:first-of-type li').length === 2")
