@@ -82,7 +82,7 @@ func errorReply(err error) reply {
 		return problem(http.StatusRequestTimeout, "the body did not arrive within 10 s", nil)
 	case isRequest:
 		return problem(http.StatusBadRequest, short(err.Error(), maxProblem), nil)
-	case errors.Is(err, errStopping), errors.Is(err, errGone):
+	case errors.Is(err, errStopping), errors.Is(err, errGone), errors.Is(err, errNotBegun):
 		return problem(http.StatusServiceUnavailable, err.Error(), again)
 	case errors.Is(err, errUnknown):
 		return problem(http.StatusServiceUnavailable, "it is not known whether this was saved, and the locker restarts: ask again, with the same id", nil)
@@ -119,7 +119,13 @@ func (a answer) reply(asker identity) reply {
 	case withdrawn:
 		return a.refusal(http.StatusLocked, "the claim of %s on lock %s was withdrawn while it waited", by, name)
 	case alreadyEnded:
-		return a.success(resource.NothingDone+"this claim of %s on lock %s has ended before, it was released, withdrawn, expired or forced", by, name)
+		return a.success(resource.NothingDone+"%s", a.endedWords(by))
+	case laterRun:
+		return a.success(resource.NothingDone+"a later run has lock %s, and this release was sent before it", name)
+	case tooLate:
+		return a.refusal(http.StatusLocked, "the claim of %s on lock %s was released or withdrawn after this request was sent: nothing was taken", by, name)
+	case oldTicket:
+		return a.refusal(http.StatusConflict, "this ticket is from before the locker's start, or too old: fetch another, then ask again")
 	case neverTaken:
 		return a.success(resource.NothingDone+"this claim never got lock %s, and nobody else's hold was touched", name)
 	case wasFree:
@@ -138,6 +144,32 @@ func (a answer) reply(asker identity) reply {
 	return a.refusal(http.StatusLocked, "%s%s%s", a.lock.heldBy(), a.lock.whyNot(asker), a.waitedWords())
 }
 
+// endedWords says how the claim that a release names ended before.
+func (a answer) endedWords(by string) string {
+	claim := fmt.Sprintf("this claim of %s on lock %s", by, a.lock.name)
+	words, ok := map[how]string{
+		endReleased: "was released", endFreed: "was released by somebody else", endWithdrawn: "was withdrawn",
+		endAway: "lost its place in the queue, because nobody came back for it", endExpired: "ended by its ttl", endForced: "was ended by force",
+	}[a.how]
+	if !ok {
+		return claim + " was given back before, when it had nothing"
+	}
+	return fmt.Sprintf("%s %s at %s", claim, words, a.at.Format(time.TimeOnly))
+}
+
+// ended is how a claim ended, as the API says it.
+func (h how) ended() string {
+	switch h {
+	case endFreed:
+		return string(endReleased)
+	case endAway:
+		return string(endWithdrawn)
+	case leftNothing, leftRefused:
+		return ""
+	}
+	return string(h)
+}
+
 // waitedWords says how long a request waited in vain: it may be less than it
 // asked for.
 func (a answer) waitedWords() string {
@@ -149,11 +181,14 @@ func (a answer) waitedWords() string {
 
 func (a answer) success(format string, args ...any) reply {
 	words := resource.Answer{Response: fmt.Sprintf(format, args...), Token: a.token, Repeat: a.verdict == repeated}
+	if words.Ended = a.how.ended(); words.Ended != "" {
+		words.EndedAt = inSeconds(a.at)
+	}
 	return reply{status: http.StatusOK, body: withLock(encode(words), a.lock)}
 }
 
 func (a answer) refusal(status int, format string, args ...any) reply {
-	words := resource.Error{Error: oneLine(fmt.Sprintf(format, args...)), Position: a.lock.position(a.waiter)}
+	words := resource.Error{Error: oneLine(fmt.Sprintf(format, args...)), Position: a.lock.position(a.waiter), Ended: a.verdict == tooLate}
 	rep := reply{status: status, body: withLock(encode(words), a.lock)}
 	if status == http.StatusLocked {
 		rep.header = map[string]string{"Retry-After": "1"}

@@ -361,7 +361,7 @@ type hostile struct {
 func startHostile(t *testing.T) *hostile {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "locker.json")
-	h := &hostile{startServer(t, map[string]string{"LOCKER_CONFIG": path}), path, 1}
+	h := &hostile{startServer(t, map[string]string{"LOCKER_CONFIG": path}), path, 2}
 	h.do(t, put, "/lock/held", jane)
 	return h
 }

@@ -282,12 +282,21 @@ func etagged(revision uint64) map[string]string { return map[string]string{"ETag
 
 func (a *api) show(r *http.Request, _ []byte) (reply, error) {
 	name, nameErr := lockName(r)
-	_, queryErr := parseQuery(r)
+	withTicket, queryErr := queryFlag(r, "ticket")
 	if err := errors.Join(nameErr, queryErr); err != nil {
 		return reply{}, badRequest{err}
 	}
-	l := a.committer.Load().state().look(name)
-	return reply{status: http.StatusOK, header: etagged(l.Revision), body: [][]byte{l.shown()}}, nil
+	c := a.committer.Load()
+	l := c.state().look(name)
+	rep := reply{status: http.StatusOK, header: etagged(l.Revision), body: [][]byte{l.shown()}}
+	if withTicket {
+		t, err := c.ticket()
+		if err != nil {
+			return reply{}, err
+		}
+		rep.header["Locker-Ticket"] = t.String()
+	}
+	return rep, nil
 }
 
 func (a *api) take(r *http.Request, body []byte) (reply, error) {
@@ -307,13 +316,13 @@ func (a *api) take(r *http.Request, body []byte) (reply, error) {
 
 func (a *api) release(r *http.Request, body []byte) (reply, error) {
 	name, nameErr := lockName(r)
-	who, own, bodyErr := decodeRelease(body)
+	back, bodyErr := decodeRelease(body)
 	if err := errors.Join(nameErr, notForced(r), bodyErr, noIfMatch(r)); err != nil {
 		return reply{}, badRequest{err}
 	}
 	return a.ask(&request{lock: name, frees: true, ctx: context.WithoutCancel(r.Context()), apply: func(d *draft) outcome {
-		return d.release(name, who, own)
-	}}, who)
+		return d.release(name, back)
+	}}, back.identity)
 }
 
 func (a *api) force(r *http.Request, body []byte) (reply, error) {
@@ -343,6 +352,7 @@ func (a *api) ask(req *request, asker identity) (reply, error) {
 	if !req.until.IsZero() {
 		got.waited = time.Since(start)
 	}
+	asker.LockedBy = cmp.Or(asker.LockedBy, got.name, asker.Key)
 	rep := got.reply(asker)
 	rep.verdict = got.verdict
 	if got.verdict == granted && asker.ID == "" {

@@ -44,18 +44,30 @@ func TestAPI(t *testing.T) {
 		parts  []string // of the answer
 	}{
 		{"list", []apiCall{{put, "/lock/listed", jane, nil}}, apiCall{get, "/locks", "", nil},
-			"200 OK", `ETag "1"`, []string{`"listed":{"key":"k","locked_by":{"jane":1},"holders":[{"locked_by":"jane","since":"20`}},
-		{"list as it is", nil, apiCall{get, "/locks", "", []string{"If-None-Match", `"1"`}}, "304 Not Modified", `ETag "1"`, nil},
-		{"list as it was", nil, apiCall{get, "/locks", "", []string{"If-None-Match", `"0"`}}, "200 OK", `ETag "1"`, []string{`"listed"`}},
-		{"list as it is, after a wait", nil, apiCall{get, "/locks?wait=10ms", "", []string{"If-None-Match", `"1"`}}, "304 Not Modified", `ETag "1"`, nil},
+			"200 OK", `ETag "2"`, []string{`"listed":{"key":"k","locked_by":{"jane":1},"holders":[{"locked_by":"jane","since":"20`}},
+		{"list as it is", nil, apiCall{get, "/locks", "", []string{"If-None-Match", `"2"`}}, "304 Not Modified", `ETag "2"`, nil},
+		{"list as it was", nil, apiCall{get, "/locks", "", []string{"If-None-Match", `"1"`}}, "200 OK", `ETag "2"`, []string{`"listed"`}},
+		{"list as it is, after a wait", nil, apiCall{get, "/locks?wait=10ms", "", []string{"If-None-Match", `"2"`}}, "304 Not Modified", `ETag "2"`, nil},
 		{"lock never used", nil, apiCall{get, "/lock/unused", "", nil},
 			"200 OK", `ETag "0"`, []string{`{"key":"","locked_by":{},"holders":[],"waiters":[],"revision":0}` + "\n"}},
-		{"lock", nil, apiCall{get, "/lock/listed", "", nil}, "200 OK", `ETag "1"`,
-			[]string{`{"key":"k","locked_by":{"jane":1},"holders":[{"locked_by":"jane",`, `"token":1,"link":"https://ci.example/builds/12"}]`, `"revision":1}`}},
+		{"lock", nil, apiCall{get, "/lock/listed", "", nil}, "200 OK", `ETag "2"`,
+			[]string{`{"key":"k","locked_by":{"jane":1},"holders":[{"locked_by":"jane",`, `"token":2,"link":"https://ci.example/builds/12"}]`, `"revision":2}`}},
 		{"take", nil, apiCall{put, "/lock/taken", jane, nil}, "200 OK", "Content-Type application/json",
-			[]string{`"response":"lock taken acquired by jane with the key k"`, `"lock":{"key":"k"`, `"token":2`}},
+			[]string{`"response":"lock taken acquired by jane with the key k"`, `"lock":{"key":"k"`, `"token":3`}},
+		{"show with a ticket", nil, apiCall{get, "/lock/unused?ticket=true", "", nil}, "200 OK", "Locker-Ticket 3.1", []string{`"revision":0}`}},
+		{"show with another ticket", nil, apiCall{get, "/lock/taken?ticket=true", "", nil}, "200 OK", "Locker-Ticket 3.2", nil},
+		{"show without a ticket", nil, apiCall{get, "/lock/unused?ticket=false", "", nil}, "200 OK", "Locker-Ticket ", nil},
+		{"ticket neither true nor false", nil, apiCall{get, "/lock/unused?ticket=1", "", nil}, "400 Bad Request", "", []string{`ticket is \"1\": it must be true or false`}},
+		{"ticket of a take too old", nil, apiCall{put, "/lock/unused", `{"key": "k", "id": "7", "ticket": "0.1"}`, nil}, "409 Conflict", "", []string{"too old: fetch another, then ask again"}},
+		{"ticket never given out", nil, apiCall{del, "/lock/unused", `{"key": "k", "id": "7", "ticket": "99.1"}`, nil}, "409 Conflict", "", []string{"too old: fetch another, then ask again"}},
+		{"ticket malformed", nil, apiCall{put, "/lock/unused", `{"key": "k", "id": "7", "ticket": "x"}`, nil}, "400 Bad Request", "", []string{`ticket is \"x\": send what the header Locker-Ticket of GET /lock/NAME?ticket=true had`}},
+		{"ticket empty", nil, apiCall{put, "/lock/unused", `{"key": "k", "id": "7", "ticket": ""}`, nil}, "400 Bad Request", "", []string{"ticket is empty"}},
+		{"ticket without id", nil, apiCall{put, "/lock/unused", `{"key": "k", "ticket": "3.1"}`, nil}, "400 Bad Request", "", []string{"ticket goes with an id"}},
+		{"release before the take arrives", nil, apiCall{del, "/lock/late", `{"key": "k", "id": "7", "own": true, "ticket": "3.2"}`, nil}, "200 OK", "", []string{"never got lock late"}},
+		{"take after its release", nil, apiCall{put, "/lock/late", `{"key": "k", "id": "7", "ticket": "3.1", "wait": "30s"}`, nil}, "423 Locked", "Retry-After 1",
+			[]string{`"error":"the claim of k on lock late was released or withdrawn after this request was sent: nothing was taken"`, `"ended":true`, `"lock":{`}},
 		{"take by key alone", nil, apiCall{put, "/lock/by-key", `{"key": "k"}`, nil}, "200 OK", "", []string{`"locked_by":{"k":1}`}},
-		{"take twice", []apiCall{{put, "/lock/twice", jane, nil}}, apiCall{put, "/lock/twice", jane, nil}, "200 OK", "", []string{`"repeat":true`, `"token":4`}},
+		{"take twice", []apiCall{{put, "/lock/twice", jane, nil}}, apiCall{put, "/lock/twice", jane, nil}, "200 OK", "", []string{`"repeat":true`, `"token":6`}},
 		{"take with the ttl", nil, apiCall{put, "/lock/ttl", `{"key": "k", "ttl": "1h"}`, nil}, "200 OK", "", []string{`"expires":"20`}},
 		{"take what is held", []apiCall{{put, "/lock/held", jane, nil}}, apiCall{put, "/lock/held", `{"key": "other"}`, nil}, "423 Locked", "Retry-After 1",
 			[]string{`"error":"lock held is held with the key k by jane since 20`, `Z https://ci.example/builds/12"`, `"lock":{"key":"k"`}},
@@ -71,7 +83,7 @@ func TestAPI(t *testing.T) {
 		{"release of another name", nil, apiCall{del, "/lock/theirs", `{"key": "k", "locked_by": "george"}`, nil}, "200 OK", "", []string{`nothing to do: george is not among the holders`}},
 		{"release of its own", nil, apiCall{del, "/lock/theirs", `{"key": "k", "id": "9", "own": true}`, nil}, "200 OK", "", []string{`this claim never got lock theirs`}},
 		{"release twice", []apiCall{{put, "/lock/gone", jane, nil}, {del, "/lock/gone", `{"key": "k", "locked_by": "jane", "id": "7"}`, nil}},
-			apiCall{del, "/lock/gone", `{"key": "k", "locked_by": "jane", "id": "7"}`, nil}, "200 OK", "", []string{`this claim of jane on lock gone has ended before`}},
+			apiCall{del, "/lock/gone", `{"key": "k", "locked_by": "jane", "id": "7"}`, nil}, "200 OK", "", []string{`nothing to do: this claim of jane on lock gone was released at `}},
 		{"withdraw", []apiCall{{put, "/lock/withdrawn", jane, nil}, {put, "/lock/withdrawn", georgeWaits, nil}},
 			apiCall{del, "/lock/withdrawn", `{"key": "other", "locked_by": "george", "id": "8"}`, nil}, "200 OK", "", []string{`the claim of george is withdrawn`, `"waiters":[]`}},
 		{"force=false is a release", []apiCall{{put, "/lock/mild", jane, nil}}, apiCall{del, "/lock/mild?force=false", `{"key": "k", "locked_by": "jane"}`, nil}, "200 OK", "", []string{"released by jane"}},
@@ -248,9 +260,9 @@ func TestListIfNoneMatch(t *testing.T) {
 func TestListWaits(t *testing.T) {
 	s := startServer(t, nil)
 	conn := s.dial(t)
-	io.WriteString(conn, "GET /locks?wait=60s HTTP/1.1\r\nHost: locker\r\nIf-None-Match: \"0\"\r\n\r\n")
+	io.WriteString(conn, "GET /locks?wait=60s HTTP/1.1\r\nHost: locker\r\nIf-None-Match: \"1\"\r\n\r\n")
 	s.do(t, put, "/lock/a", jane)
-	if got := nextAnswer(t, bufio.NewReader(conn)); got.status != "200 OK" || got.header.Get("ETag") != `"1"` || !strings.Contains(got.body, `"a":{"key":"k"`) {
+	if got := nextAnswer(t, bufio.NewReader(conn)); got.status != "200 OK" || got.header.Get("ETag") != `"2"` || !strings.Contains(got.body, `"a":{"key":"k"`) {
 		t.Errorf("got %s %v %s", got.status, got.header, got.body)
 	}
 }

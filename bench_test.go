@@ -268,7 +268,7 @@ func BenchmarkContended(b *testing.B) {
 
 // manyHeld returns a state with 10,000 locks held, of about 2 MB.
 func manyHeld() *state {
-	d := newDraft(&state{}, time.Now().UTC().Truncate(time.Millisecond), nil)
+	d := newDraft(&state{}, newEndings(), ticket{}, time.Now().UTC().Truncate(time.Millisecond), nil)
 	for i := range 10_000 {
 		c := of(fmt.Sprintf("deploy-%05d job-%05d https://ci.example#%05d", i, i, i))
 		c.Link = fmt.Sprintf("https://ci.example/builds/%d", i)
@@ -293,7 +293,7 @@ func Benchmark10000Held(b *testing.B) {
 	locker := &side{name: "locker", ops: 1, run: func() {
 		apply := func(d *draft) outcome { return d.take("one", of("k a"), false) }
 		if n++; n%2 == 0 {
-			apply = func(d *draft) outcome { return d.release("one", of("k a").identity, false) }
+			apply = func(d *draft) outcome { return d.release("one", release{identity: of("k a").identity}) }
 		}
 		if a := c.do(&request{lock: "one", ctx: b.Context(), apply: apply}); a.err != nil {
 			b.Fatal(a.err)

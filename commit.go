@@ -46,9 +46,12 @@ type committer struct {
 
 	published atomic.Pointer[snapshot]
 	trouble   atomic.Pointer[trouble] // nil while commits succeed
+	begun     atomic.Bool             // a commit has succeeded
+	tickets   tickets
 
 	// Owned by run.
 	places    places
+	endings   *endings
 	unsaved   bool      // the store may not have the published state
 	gathering time.Time // until when others are waited for
 }
@@ -59,8 +62,13 @@ type committer struct {
 func newCommitter(st *store, s *state, m *metrics, log *slog.Logger, wall func() time.Time) (*committer, error) {
 	c := &committer{
 		inbox: newInbox(), store: st, metrics: m, log: log, wall: wall,
-		places: places{}, unsaved: true,
+		places: places{}, endings: newEndings(), unsaved: true,
 	}
+	var left []end
+	for _, l := range s.locks {
+		left = append(left, l.Left...)
+	}
+	c.endings.load(left, wall())
 	c.published.Store(&snapshot{s, make(chan struct{})})
 	c.places.keep(s)
 	return c, c.commit(&batch{})
@@ -71,6 +79,15 @@ func (c *committer) state() *snapshot { return c.published.Load() }
 
 // failing says since when and why commits fail; nil: they do not.
 func (c *committer) failing() *trouble { return c.trouble.Load() }
+
+// ticket gives out a ticket. The error is errNotBegun as long as no commit has
+// moved the revision beyond that of every earlier ticket.
+func (c *committer) ticket() (ticket, error) {
+	if !c.begun.Load() {
+		return ticket{}, errNotBegun
+	}
+	return c.tickets.next(func() uint64 { return c.state().revision }), nil
+}
 
 // stopping returns a channel that is closed when no more requests are taken.
 func (c *committer) stopping() <-chan struct{} { return c.inbox.stopping }
@@ -223,7 +240,12 @@ func (c *committer) commit(b *batch) error {
 // apply makes the draft: what time and lost connections ask for comes first,
 // then what clients do.
 func (c *committer) apply(b *batch) {
-	b.draft = newDraft(c.state().state, c.wall().UTC().Truncate(time.Millisecond), c.places.asking(b.now))
+	now := c.wall().UTC().Truncate(time.Millisecond)
+	c.endings.trim(now)
+	b.draft = newDraft(c.state().state, c.endings, c.tickets.given(), now, c.places.asking(b.now))
+	if !c.begun.Load() {
+		b.draft.begin()
+	}
 	for _, e := range b.entries {
 		if !e.over && e.request.ctx.Err() == nil {
 			b.draft.expect(e.request.lock, e.request.asker)
@@ -268,9 +290,11 @@ func (c *committer) publish(d *draft) {
 		return
 	}
 	c.metrics.grants(d.events)
+	c.endings.learn(d.ends, d.added, d.horizon)
 	s := d.state
 	old := c.published.Swap(&snapshot{&s, make(chan struct{})})
 	close(old.replaced)
+	c.begun.Store(true)
 }
 
 // deliver tells everyone of a committed batch what became of their requests.

@@ -62,19 +62,24 @@ func parseQuery(r *http.Request, known ...string) (url.Values, error) {
 // error has every problem.
 func decodeTake(body []byte) (claim, time.Duration, error) {
 	t, err := resource.DecodeTake(body)
-	return claim{asker(t.Key, t.LockedBy, t.ID), t.TTL, t.Link}, min(time.Duration(t.Wait), maxWait), err
+	c := claim{identity: identity{t.Key, cmp.Or(t.LockedBy, t.Key), t.ID}, TTL: t.TTL, Link: t.Link}
+	c.Ticket, err = decodeTicket(t.Ticket, err)
+	return c, min(time.Duration(t.Wait), maxWait), err
 }
 
-// decodeRelease returns whose hold a body gives back, and whether only its own.
-// The error has every problem.
-func decodeRelease(body []byte) (identity, bool, error) {
+// decodeRelease returns what a body gives back. The error has every problem.
+func decodeRelease(body []byte) (release, error) {
 	r, err := resource.DecodeRelease(body)
-	return asker(r.Key, r.LockedBy, r.ID), r.Own, err
+	back := release{identity: identity{r.Key, r.LockedBy, r.ID}, own: r.Own}
+	back.ticket, err = decodeTicket(r.Ticket, err)
+	return back, err
 }
 
-// asker returns who a body is from: without a name, it is the key's value.
-func asker(key, lockedBy, id string) identity {
-	return identity{Key: key, LockedBy: cmp.Or(lockedBy, key), ID: id}
+func decodeTicket(text string, problem error) (t ticket, err error) {
+	if text != "" {
+		err = t.UnmarshalText([]byte(text))
+	}
+	return t, errors.Join(problem, err)
 }
 
 func etag(revision uint64) string { return fmt.Sprintf(`"%d"`, revision) }
@@ -120,6 +125,17 @@ func listWait(r *http.Request) (time.Duration, error) {
 	return min(time.Duration(wait), maxWait), nil
 }
 
+// queryFlag returns the value of a query's member that is true or false, which
+// is false when it is not there.
+func queryFlag(r *http.Request, name string) (bool, error) {
+	query, err := parseQuery(r, name)
+	value := query.Get(name)
+	if err == nil && query.Has(name) && value != "true" && value != "false" {
+		err = fmt.Errorf("%s is %q: it must be true or false", name, value)
+	}
+	return value == "true", err
+}
+
 // isForce reports whether a release is to be one by force.
 func isForce(r *http.Request) bool {
 	return r.URL.RawQuery != "" && r.URL.Query().Get("force") == "true"
@@ -127,9 +143,6 @@ func isForce(r *http.Request) bool {
 
 // notForced refuses a value of force that is neither true nor false.
 func notForced(r *http.Request) error {
-	query, err := parseQuery(r, "force")
-	if force := query.Get("force"); err == nil && query.Has("force") && force != "false" {
-		return fmt.Errorf("force is %q: it must be true or false", force)
-	}
+	_, err := queryFlag(r, "force")
 	return err
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -151,8 +152,8 @@ func TestDecodeTake(t *testing.T) {
 		{"first alias", `{"key": "k", "lock_by": "jane"}`, claim{identity: identity{"k", "jane", ""}}, 0},
 		{"second alias", `{"key": "k", "requestor": "jane"}`, claim{identity: identity{"k", "jane", ""}}, 0},
 		{"aliases agree", `{"key": "k", "requestor": "jane", "lock_by": "jane", "locked_by": "jane"}`, claim{identity: identity{"k", "jane", ""}}, 0},
-		{"everything", `{"key": "k", "locked_by": "jane", "id": "7", "wait": "30s", "ttl": "1h30m", "link": "HTTPS://ci.example"}`,
-			claim{identity{"k", "jane", "7"}, resource.Duration(90 * time.Minute), "HTTPS://ci.example"}, 30 * time.Second},
+		{"everything", `{"key": "k", "locked_by": "jane", "id": "7", "wait": "30s", "ttl": "1h30m", "link": "HTTPS://ci.example", "ticket": "18.3"}`,
+			claim{identity{"k", "jane", "7"}, resource.Duration(90 * time.Minute), "HTTPS://ci.example", ticket{18, 3}}, 30 * time.Second},
 		{"empty link", `{"key": "k", "link": ""}`, claim{identity: identity{"k", "k", ""}}, 0},
 		{"shortest ttl", `{"key": "k", "ttl": "1s"}`, claim{identity: identity{"k", "k", ""}, TTL: resource.Duration(time.Second)}, 0},
 		{"no wait", `{"key": "k", "wait": "0s"}`, claim{identity: identity{"k", "k", ""}}, 0},
@@ -178,7 +179,7 @@ func FuzzRequestBody(f *testing.F) {
 			f.Add([]byte(row.body))
 		}
 	}
-	f.Add([]byte(`{"key": "k", "requestor": "jane", "id": "7", "wait": "30s", "ttl": "1h", "link": "https://ci.example"}`))
+	f.Add([]byte(`{"key": "k", "requestor": "jane", "id": "7", "wait": "30s", "ttl": "1h", "link": "https://ci.example", "ticket": "18.3"}`))
 	f.Add([]byte(`{"key": "\ud83d\ude00", "lock_by": "\u00fc", "own": true}`))
 	f.Add([]byte(`{"locked_by": "jane", "reason": "it hangs"}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
@@ -189,8 +190,9 @@ func FuzzRequestBody(f *testing.F) {
 				t.Errorf("accepted %+v, %v", c, wait)
 			}
 		}
-		if who, _, err := decodeRelease(body); err == nil {
-			wantLawful(t, who, body)
+		if r, err := decodeRelease(body); err == nil {
+			r.LockedBy = cmp.Or(r.LockedBy, r.Key)
+			wantLawful(t, r.identity, body)
 		}
 		if f, err := resource.DecodeForce(body); err == nil && f.LockedBy != "" {
 			wantLawfulName(t, f.LockedBy)

@@ -123,9 +123,16 @@ func decodeMembers(members map[string]member) (*state, error) {
 func (s *state) decodeLocks(m member) error {
 	return resource.Object(m.value, func(name string, value json.RawMessage, offset int) error {
 		l := newLock(name)
+		saved := struct {
+			*lock
+			Left []savedEnd `json:"left"`
+		}{lock: l}
 		dec := json.NewDecoder(bytes.NewReader(value))
 		dec.DisallowUnknownFields()
-		err := dec.Decode(l)
+		err := dec.Decode(&saved)
+		for _, e := range saved.Left {
+			l.Left = append(l.Left, e.in(name))
+		}
 		if err == nil {
 			err = l.check(s.revision)
 		}
@@ -136,6 +143,20 @@ func (s *state) decodeLocks(m member) error {
 		s.locks = append(s.locks, l)
 		return nil
 	})
+}
+
+// savedEnd is an end as it is saved, or as older files have it: with the claim
+// itself.
+type savedEnd struct {
+	end
+	identity
+}
+
+func (e savedEnd) in(lock string) end {
+	if e.ID != "" {
+		e.Claim = newEndID(lock, e.Key, e.LockedBy, e.ID)
+	}
+	return e.end
 }
 
 // decodeOriginal reads the state of the original locker: a key and counts for
@@ -206,9 +227,6 @@ func (l *lock) check(revision uint64) error {
 			return fmt.Errorf("the claim of %q is there twice", c.LockedBy)
 		}
 		present[c] = true
-	}
-	for _, e := range l.Left {
-		claims = append(claims, e.identity)
 	}
 	for _, c := range claims {
 		if err := c.check(); err != nil {

@@ -151,7 +151,7 @@ func TestLongWaits(t *testing.T) {
 		"take": "PUT /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: 31\r\n\r\n" + `{"key": "other", "wait": "90s"}`,
 		"take that asks first": "PUT /lock/a HTTP/1.1\r\nHost: locker\r\nExpect: 100-continue\r\nContent-Length: 31\r\n\r\n" +
 			`{"key": "other", "wait": "90s"}`,
-		"list": "GET /locks?wait=90s HTTP/1.1\r\nHost: locker\r\nIf-None-Match: \"1\"\r\n\r\n",
+		"list": "GET /locks?wait=90s HTTP/1.1\r\nHost: locker\r\nIf-None-Match: \"2\"\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

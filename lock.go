@@ -12,7 +12,6 @@ import (
 
 const (
 	placeKept  = 15 * time.Second // how long a waiter with an id may be away before it loses its place
-	maxEnded   = 1_000            // ended claims remembered on one lock
 	maxFree    = 1_000            // free locks remembered
 	maxClaims  = 20_000           // holders and waiters of all locks
 	maxWaiters = 5_000            // waiters on one lock
@@ -31,7 +30,10 @@ const (
 	withdrew     verdict = "withdrew"  // it took a queued claim back
 	withdrawn    verdict = "withdrawn" // it waited, and its claim was taken back
 	alreadyEnded verdict = "ended"     // released, withdrawn, expired or forced before
-	neverTaken   verdict = "own"       // only its own hold was to be freed, and it has none
+	laterRun     verdict = "later_run" // what it names belongs to a run that began after it was sent
+	tooLate      verdict = "too_late"  // a take, after a release of its run or of a later one
+	oldTicket    verdict = "old_ticket"
+	neverTaken   verdict = "own" // only its own hold was to be freed, and it has none
 	wasFree      verdict = "free"
 	wrongKey     verdict = "wrong_key"
 	noSuchHolder verdict = "no_holder"
@@ -44,6 +46,17 @@ type outcome struct {
 	verdict verdict
 	token   uint64 // of a grant
 	waiter  uint64 // the waiter's revision, when it is or was queued
+	name    string // whose claim was meant, when a release did not say
+	how     how    // the claim ended before
+	at      time.Time
+}
+
+// release is what somebody gives back. Without a name it is the claim that the
+// id has under that key.
+type release struct {
+	identity
+	own    bool // nothing but what the id itself has
+	ticket ticket
 }
 
 // event is a change, for the log.
@@ -62,8 +75,14 @@ type event struct {
 // owned by one goroutine.
 type draft struct {
 	state
-	base *state
-	now  time.Time // wall clock, UTC
+	base  *state
+	now   time.Time // wall clock, UTC
+	given ticket    // the last one that was given out
+
+	past    *endings            // as committed, for reading
+	ends    map[[16]byte][]*end // what is remembered otherwise than there
+	added   []*end
+	horizon ticket
 
 	// asking says whether a request of the waiter is in flight and, when
 	// none is, how long ago the last one ended.
@@ -76,9 +95,10 @@ type draft struct {
 	events []event
 }
 
-func newDraft(base *state, now time.Time, asking func(uint64) (bool, time.Duration)) *draft {
+func newDraft(base *state, m *endings, given ticket, now time.Time, asking func(uint64) (bool, time.Duration)) *draft {
 	return &draft{
-		state: *base, base: base, now: now, asking: asking,
+		state: *base, base: base, now: now, given: given, asking: asking,
+		past: m, ends: map[[16]byte][]*end{}, horizon: m.horizon,
 		arrived: map[uint64]bool{}, coming: map[uint64]bool{}, own: map[*lock]bool{}, moved: map[uint64]outcome{},
 	}
 }
@@ -115,20 +135,29 @@ func (d *draft) since(t time.Time) time.Duration { return max(0, d.now.Sub(t)) }
 
 func (d *draft) note(e event) { d.events = append(d.events, e) }
 
+// begin makes the draft the first of a start: it moves the revision, so that
+// tickets are new, and with it the horizon.
+func (d *draft) begin() {
+	d.revision++
+	d.horizon = ticket{d.revision, 0}
+}
+
 // take asks for a lock. With wait, a claim that is not granted is queued.
 // A claim of a present holder or waiter is not a second one, but that claim
 // again.
 func (d *draft) take(name string, c claim, wait bool) outcome {
+	if v := d.late(name, c); v != "" {
+		return outcome{verdict: v}
+	}
 	l := d.look(name)
 	if i := l.holding(c.identity); i >= 0 {
-		if c.TTL > 0 {
-			d.revision++
-			d.edit(name).Holders[i].Expires = d.now.Add(time.Duration(c.TTL))
-		}
-		return outcome{verdict: repeated, token: l.Holders[i].Token}
+		return d.repeat(name, i, c)
 	}
 	if i := l.waiting(c.identity); i >= 0 {
 		return d.takeAgain(name, i, c, wait)
+	}
+	if !c.Ticket.IsZero() && c.Ticket.compare(d.horizon) < 0 {
+		return outcome{verdict: oldTicket}
 	}
 	fits := len(l.Waiters) == 0 && l.fits(c.identity)
 	switch {
@@ -138,7 +167,9 @@ func (d *draft) take(name string, c claim, wait bool) outcome {
 		return outcome{verdict: overLimit}
 	}
 	l = d.edit(name)
-	l.forget(c.identity)
+	if c.Ticket.IsZero() {
+		d.forget(l, c.identity)
+	}
 	d.claims++
 	if fits {
 		return outcome{verdict: granted, token: d.grant(l, c, 0)}
@@ -150,13 +181,52 @@ func (d *draft) take(name string, c claim, wait bool) outcome {
 	return outcome{verdict: queued, waiter: d.revision}
 }
 
+// late says why a take with a ticket is refused without a look at the lock; empty
+// is not.
+func (d *draft) late(name string, c claim) verdict {
+	if c.Ticket.IsZero() {
+		return ""
+	}
+	for _, e := range d.recall(newEndID(name, c.Key, c.LockedBy, c.ID)) {
+		switch {
+		case e.Ticket.compare(c.Ticket) < 0:
+		case e.How.unheard():
+			return oldTicket
+		default:
+			return tooLate
+		}
+	}
+	if d.notGiven(c.Ticket) {
+		return oldTicket
+	}
+	return ""
+}
+
+// notGiven reports whether a ticket is not this locker's: an old state was
+// restored, and the ticket is from before that.
+func (d *draft) notGiven(t ticket) bool { return t.compare(d.given.newest(d.horizon)) > 0 }
+
+// repeat is take for the claim of the holder at i.
+func (d *draft) repeat(name string, i int, c claim) outcome {
+	h := d.look(name).Holders[i]
+	if c.TTL > 0 {
+		h.Expires = d.now.Add(time.Duration(c.TTL))
+	}
+	h.Ticket = h.Ticket.newest(c.Ticket)
+	if was := d.look(name).Holders[i]; c.TTL > 0 || h != was {
+		d.revision++
+		d.edit(name).Holders[i] = h
+	}
+	return outcome{verdict: repeated, token: h.Token}
+}
+
 // takeAgain is take for the claim of the waiter at i, whose request arrived.
 func (d *draft) takeAgain(name string, i int, c claim, wait bool) outcome {
 	w := d.look(name).Waiters[i]
-	if w.TTL != c.TTL || w.Link != c.Link {
+	c.Ticket = c.Ticket.newest(w.Ticket)
+	if w.claim != c {
 		d.revision++
-		again := &d.edit(name).Waiters[i]
-		again.TTL, again.Link = c.TTL, c.Link
+		d.edit(name).Waiters[i].claim = c
 	}
 	stays := wait || d.arrived[w.Revision]
 	d.arrived[w.Revision] = true
@@ -171,7 +241,7 @@ func (d *draft) takeAgain(name string, i int, c claim, wait bool) outcome {
 // grant makes c a holder that waited that long, and returns its token.
 func (d *draft) grant(l *lock, c claim, waited time.Duration) uint64 {
 	d.revision++
-	h := holder{LockedBy: c.LockedBy, ID: c.ID, Link: c.Link, Since: d.now, Token: d.revision}
+	h := holder{LockedBy: c.LockedBy, ID: c.ID, Link: c.Link, Since: d.now, Token: d.revision, Ticket: c.Ticket}
 	if c.TTL > 0 {
 		h.Expires = d.now.Add(time.Duration(c.TTL))
 	}
@@ -218,40 +288,81 @@ func (d *draft) gone(w waiter) bool {
 	return !inFlight && !d.coming[w.Revision] && (w.ID == "" || away >= placeKept)
 }
 
-// release gives back what r names, by the first of these lines that fits. With
-// own it frees nothing but the hold or the place that r.ID itself has.
-func (d *draft) release(name string, r identity, own bool) outcome {
-	l := d.look(name)
-	holding, waiting, named := l.holding(r), l.waiting(r), l.named(r.LockedBy)
-	switch {
-	case holding >= 0:
-		d.end(name, holding, event{what: "release"})
-		return outcome{verdict: released}
-	case waiting >= 0:
-		d.leave(name, waiting)
-		return outcome{verdict: withdrew}
-	case l.ended(r, d.now):
-		return outcome{verdict: alreadyEnded}
-	case own:
-		d.remember(name, r)
-		return outcome{verdict: neverTaken}
-	case l.free():
-		return outcome{verdict: wasFree}
-	case l.Key != r.Key:
-		return outcome{verdict: wrongKey}
-	case named < 0:
-		return outcome{verdict: noSuchHolder}
+// release gives back what r names, and remembers that it did.
+func (d *draft) release(name string, r release) outcome {
+	if d.notGiven(r.ticket) {
+		return outcome{verdict: oldTicket}
 	}
-	d.remember(name, r)
-	d.end(name, named, event{what: "release"})
-	return outcome{verdict: released}
+	before := d.revision
+	o := d.giveUp(name, r)
+	how := leftNothing
+	switch o.verdict {
+	case wrongKey:
+		how = leftRefused
+	case released:
+		how = endReleased
+	}
+	if d.remember(d.look(name), r.identity, how, r.ticket) && d.revision == before {
+		d.revision++
+	}
+	return o
+}
+
+// giveUp gives back what r names, by the first of these lines that fits. What a
+// later run has, or was granted after r's ticket was given out, is not touched.
+func (d *draft) giveUp(name string, r release) outcome {
+	l := d.look(name)
+	who := l.whose(r.identity)
+	holding, waiting, named := l.holding(who), l.waiting(who), l.named(who.LockedBy)
+	older := func(t ticket) bool { return r.ticket.IsZero() || t.compare(r.ticket) <= 0 }
+	o := outcome{name: who.LockedBy}
+	switch past := d.pastOf(name, r.identity); {
+	case holding >= 0 && !older(l.Holders[holding].Ticket), waiting >= 0 && !older(l.Waiters[waiting].Ticket):
+		o.verdict = laterRun
+	case holding >= 0:
+		o.verdict = released
+		d.end(name, holding, endReleased, event{what: "release"})
+	case waiting >= 0:
+		o.verdict = withdrew
+		d.leave(name, waiting)
+	case past != nil:
+		o.verdict, o.how, o.at = alreadyEnded, past.How, past.At
+	case r.own:
+		o.verdict = neverTaken
+	case l.free():
+		o.verdict = wasFree
+	case l.Key != r.Key:
+		o.verdict = wrongKey
+	case named < 0:
+		o.verdict = noSuchHolder
+	case !older(l.Holders[named].Ticket), !older(ticket{l.Holders[named].Token, 0}):
+		o.verdict = laterRun
+	default:
+		o.verdict = released
+		d.end(name, named, endFreed, event{what: "release"})
+	}
+	return o
+}
+
+// pastOf returns how the claim that a release names ended before; nil: it did not.
+func (d *draft) pastOf(name string, r identity) *end {
+	var past *end
+	if r.ID == "" {
+		return nil
+	}
+	for _, e := range d.recall(newEndID(name, r.Key, r.LockedBy, r.ID)) {
+		if e.How != leftRefused && (past == nil || past.How.trace() || !e.How.trace()) {
+			past = e
+		}
+	}
+	return past
 }
 
 // giveBack releases the hold of that token, if it is there, for an asker
 // without an id that was gone before it could be told of its grant.
 func (d *draft) giveBack(name string, token uint64) {
 	if i := slices.IndexFunc(d.look(name).Holders, func(h holder) bool { return h.Token == token }); i >= 0 {
-		d.end(name, i, event{what: "release", why: "its answer could not be delivered"})
+		d.end(name, i, endReleased, event{what: "release", why: "its answer could not be delivered"})
 	}
 }
 
@@ -271,7 +382,7 @@ func (d *draft) force(name, lockedBy string, ifMatch *uint64, by, why string) ou
 	}
 	for _, h := range slices.Clone(l.Holders) {
 		if lockedBy == "" || h.LockedBy == lockedBy {
-			d.drop(name, d.look(name).named(h.LockedBy), event{what: "force", by: by, why: why})
+			d.drop(name, d.look(name).named(h.LockedBy), endForced, event{what: "force", by: by, why: why})
 		}
 	}
 	d.advance(name)
@@ -279,13 +390,13 @@ func (d *draft) force(name, lockedBy string, ifMatch *uint64, by, why string) ou
 }
 
 // end drops the holder at i and lets the waiters move up.
-func (d *draft) end(name string, i int, e event) {
-	d.drop(name, i, e)
+func (d *draft) end(name string, i int, how how, e event) {
+	d.drop(name, i, how, e)
 	d.advance(name)
 }
 
 // drop frees the holder at i; e says what for.
-func (d *draft) drop(name string, i int, e event) {
+func (d *draft) drop(name string, i int, how how, e event) {
 	d.revision++
 	d.claims--
 	l := d.edit(name)
@@ -296,7 +407,7 @@ func (d *draft) drop(name string, i int, e event) {
 	if l.free() {
 		l.Key = ""
 	}
-	l.remember(who, d.now)
+	d.remember(l, who, how, h.Ticket)
 	e.lock, e.identity, e.link, e.token, e.lasted = name, who, h.Link, h.Token, d.since(h.Since)
 	d.note(e)
 }
@@ -304,7 +415,7 @@ func (d *draft) drop(name string, i int, e event) {
 // leave takes the waiter at i out of the queue and lets those behind it move up.
 func (d *draft) leave(name string, i int) {
 	l := d.edit(name)
-	d.withdraw(l, l.Waiters[i], "it was released while it waited")
+	d.withdraw(l, l.Waiters[i], endWithdrawn, "it was released while it waited")
 	l.Waiters = slices.Delete(l.Waiters, i, i+1)
 	d.advance(name)
 }
@@ -315,40 +426,78 @@ func (d *draft) leaveGone(name string) {
 	l.Waiters = slices.DeleteFunc(l.Waiters, func(w waiter) bool {
 		gone := d.gone(w)
 		if gone {
-			d.withdraw(l, w, "its request ended, and it did not come back in time")
+			d.withdraw(l, w, endAway, "its request ended, and it did not come back in time")
 			d.moved[w.Revision] = outcome{verdict: refused}
 		}
 		return gone
 	})
 }
 
-func (d *draft) withdraw(l *lock, w waiter, why string) {
+func (d *draft) withdraw(l *lock, w waiter, how how, why string) {
 	d.revision++
 	d.claims--
-	l.remember(w.identity, d.now)
+	if how == endAway {
+		w.Ticket = ticket{} // so that the same run may queue anew
+	}
+	d.remember(l, w.identity, how, w.Ticket)
 	d.moved[w.Revision] = outcome{verdict: withdrawn}
 	d.note(event{what: "withdraw", lock: l.name, identity: w.identity, link: w.Link, lasted: d.since(w.Since), why: why})
 }
 
-// remember keeps r as ended.
-func (d *draft) remember(name string, r identity) {
-	if r.ID != "" {
-		d.revision++
-		d.edit(name).remember(r, d.now)
-	}
+// recall returns what is remembered of a claim.
+func (d *draft) recall(id endID) []*end {
+	return slices.DeleteFunc(slices.Clone(d.listed(id)), func(e *end) bool { return !e.counts(id) })
 }
 
-func (l *lock) remember(r identity, now time.Time) {
-	if r.ID == "" {
+// listed returns what is remembered of a claim, whatever its name.
+func (d *draft) listed(id endID) []*end {
+	if list, ok := d.ends[id.claim]; ok {
+		return list
+	}
+	return d.past.ends[id.claim]
+}
+
+// remember keeps how a claim ended, with the newest of its tickets, and reports
+// whether that is news. A release that ended nothing does not change how the
+// claim ended.
+func (d *draft) remember(l *lock, who identity, how how, t ticket) bool {
+	if who.ID == "" {
+		return false
+	}
+	e := end{newEndID(l.name, who.Key, who.LockedBy, who.ID), how, d.now, t, d.now}
+	list := slices.Clone(d.listed(e.Claim))
+	if i := slices.IndexFunc(list, func(old *end) bool { return old.Claim == e.Claim }); i >= 0 {
+		was := *list[i]
+		e.Ticket = t.newest(was.Ticket)
+		if how.trace() && (how == leftRefused || was.How != leftRefused) || how == endReleased && was.How == endReleased {
+			e.How, e.At = was.How, was.At
+		}
+		if e.Ticket == was.Ticket && e.How == was.How && e.At.Equal(was.At) {
+			return false
+		}
+		list = slices.Delete(list, i, i+1)
+	}
+	d.ends[e.Claim.claim] = append(list, &e)
+	d.added = append(d.added, &e)
+	kept := e
+	kept.touched = time.Time{} // it is not saved
+	l = d.edit(l.name)
+	l.Left = append(slices.DeleteFunc(l.Left, func(old end) bool { return old.Claim == e.Claim || d.now.Sub(old.At) >= endedKept }), kept)
+	l.Left = l.Left[max(0, len(l.Left)-maxLeft):]
+	return true
+}
+
+// forget has a new claim without a ticket begin as if it had never been there.
+func (d *draft) forget(l *lock, who identity) {
+	id := newEndID(l.name, who.Key, who.LockedBy, who.ID)
+	list := d.listed(id)
+	i := slices.IndexFunc(list, func(e *end) bool { return e.Claim == id })
+	if i < 0 || who.ID == "" {
 		return
 	}
-	l.Left = slices.DeleteFunc(l.Left, func(e ended) bool { return !e.live(now) })
-	l.Left = append(l.Left, ended{r, now})
-	l.Left = l.Left[max(0, len(l.Left)-maxEnded):]
-}
-
-func (l *lock) forget(r identity) {
-	l.Left = slices.DeleteFunc(l.Left, func(e ended) bool { return e.identity == r })
+	d.horizon = d.horizon.newest(horizonAfter(list[i]))
+	d.ends[id.claim] = slices.Concat(list[:i], list[i+1:])
+	l.Left = slices.DeleteFunc(l.Left, func(e end) bool { return e.Claim == id })
 }
 
 // tend does what time and lost connections ask for: holds expire, waiters that
@@ -357,7 +506,7 @@ func (d *draft) tend() {
 	for _, l := range d.base.locks {
 		for _, h := range l.Holders {
 			if !h.Expires.IsZero() && !d.now.Before(h.Expires) {
-				d.end(l.name, d.look(l.name).named(h.LockedBy), event{what: "expire"})
+				d.end(l.name, d.look(l.name).named(h.LockedBy), endExpired, event{what: "expire"})
 			}
 		}
 		if slices.ContainsFunc(l.Waiters, d.gone) {
@@ -370,8 +519,8 @@ func (d *draft) tend() {
 }
 
 // tidy forgets the free locks beyond the maxFree most recently released, but
-// none that still remembers a claim that ended, or has waiters. It does so with
-// a change only: a draft without one shares its list of locks with its base.
+// none that has waiters. It does so with a change only: a draft without one
+// shares its list of locks with its base.
 func (d *draft) tidy() {
 	if !d.changed() {
 		return
@@ -388,8 +537,7 @@ func (d *draft) tidy() {
 	slices.SortFunc(free, func(a, b *lock) int { return cmp.Compare(b.Revision, a.Revision) })
 	idle := map[*lock]bool{}
 	for _, l := range free[maxFree:] {
-		remembers := slices.ContainsFunc(l.Left, func(e ended) bool { return e.live(d.now) })
-		idle[l] = len(l.Waiters) == 0 && !remembers
+		idle[l] = len(l.Waiters) == 0
 	}
 	d.locks = slices.DeleteFunc(d.locks, func(l *lock) bool { return idle[l] })
 }

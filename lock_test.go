@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -18,17 +19,20 @@ var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 type bench struct {
 	t     testing.TB
 	s     *state
+	past  *endings
+	given ticket
 	now   time.Time
 	away  map[uint64]time.Duration // waiters whose last request has ended, and how long ago
 	moved map[uint64]outcome       // of the last batch
 }
 
 func newBench(t testing.TB) *bench {
-	return &bench{t: t, s: &state{}, now: noon, away: map[uint64]time.Duration{}}
+	return &bench{t: t, s: &state{}, past: newEndings(), given: ticket{1 << 53, 0}, now: noon, away: map[uint64]time.Duration{}}
 }
 
 func (b *bench) batch(ops ...func(*draft) outcome) []outcome {
-	d := newDraft(b.s, b.now, func(w uint64) (bool, time.Duration) {
+	b.past.trim(b.now)
+	d := newDraft(b.s, b.past, b.given, b.now, func(w uint64) (bool, time.Duration) {
 		away, ended := b.away[w]
 		return !ended, away
 	})
@@ -43,6 +47,7 @@ func (b *bench) batch(ops ...func(*draft) outcome) []outcome {
 		b.t.Fatal("a batch without a change changed the published state")
 	}
 	b.s, b.moved = &d.state, d.moved
+	b.past.learn(d.ends, d.added, d.horizon)
 	return outcomes
 }
 
@@ -51,7 +56,7 @@ func (b *bench) take(c claim, wait bool) outcome {
 }
 
 func (b *bench) release(who identity, own bool) outcome {
-	return b.batch(func(d *draft) outcome { return d.release("l", who, own) })[0]
+	return b.batch(func(d *draft) outcome { return d.release("l", release{identity: who, own: own}) })[0]
 }
 
 func (b *bench) force(name string, ifMatch *uint64) outcome {
@@ -257,7 +262,7 @@ func TestNoWaitRequestOfAWaiterIsNotThereAfterwards(t *testing.T) {
 	b.away[w.waiter] = 0
 	out := b.batch(
 		func(d *draft) outcome { return d.take("l", of("other b 2"), false) },
-		func(d *draft) outcome { return d.release("l", of("k a 1").identity, false) },
+		func(d *draft) outcome { return d.release("l", release{identity: of("k a 1").identity}) },
 	)
 	b.wantVerdict(out[0], queued)
 	b.want(":", "b")
@@ -271,7 +276,7 @@ func TestNoWaitRequestBesideOneThatWaits(t *testing.T) {
 	b.batch(
 		func(d *draft) outcome { return d.take("l", of("other b 2"), true) },
 		func(d *draft) outcome { return d.take("l", of("other b 2"), false) },
-		func(d *draft) outcome { return d.release("l", of("k a 1").identity, false) },
+		func(d *draft) outcome { return d.release("l", release{identity: of("k a 1").identity}) },
 	)
 	b.want("other:b", "")
 }
@@ -400,43 +405,13 @@ func TestWhyNot(t *testing.T) {
 	}
 }
 
-func TestEndedAreAtMostAThousand(t *testing.T) {
-	b := newBench(t)
-	b.take(of("k a"), false)
-	for i := range maxEnded + 1 {
-		b.release(of(fmt.Sprintf("k a %d", i)).identity, true)
-	}
-	if n := len(b.s.look("l").Left); n != maxEnded {
-		t.Errorf("%d remembered", n)
-	}
-	b.wantVerdict(b.release(of("k a 1").identity, false), alreadyEnded)
-	b.wantVerdict(b.release(of("k a 0").identity, false), released) // the oldest was dropped
-}
-
-func TestEndedAreForgotten(t *testing.T) {
-	b := newBench(t)
-	for range 3 { // the same claim again: by the claim itself
-		b.take(of("k a 1"), false)
-		if left := b.s.look("l").Left; len(left) != 0 {
-			t.Errorf("a present claim is remembered as ended: %v", left)
-		}
-		b.release(of("k a 1").identity, false)
-	}
-	b.now = b.now.Add(endedKept) // others: after an hour, with the next one
-	b.release(of("k a 2").identity, true)
-	if left := b.s.look("l").Left; len(left) != 1 || left[0].ID != "2" {
-		t.Errorf("remembered: %v, want the last one alone", left)
-	}
-}
-
 func TestFreeLocksAreForgotten(t *testing.T) {
 	b := newBench(t)
 	use := func(name, words string) {
 		b.batch(func(d *draft) outcome { return d.take(name, of(words), false) },
-			func(d *draft) outcome { return d.release(name, of(words).identity, false) })
+			func(d *draft) outcome { return d.release(name, release{identity: of(words).identity}) })
 	}
-	use("remembers", "k a 1")
-	use("oldest", "k a")
+	use("oldest", "k a 1")
 	for i := range maxFree {
 		use(fmt.Sprint(i), "k a")
 	}
@@ -446,23 +421,15 @@ func TestFreeLocksAreForgotten(t *testing.T) {
 	if l, _ := b.s.find("0"); l == nil {
 		t.Error("one of the most recent free locks was forgotten")
 	}
-	if l, _ := b.s.find("remembers"); l == nil {
-		t.Error("a lock was forgotten that remembers a claim that ended")
-	}
 	b.batch(func(d *draft) outcome { return d.take("kept for a waiter", of("k a"), false) })
 	w := b.batch(func(d *draft) outcome { return d.take("kept for a waiter", of("other b 1"), true) })[0]
 	b.away[w.waiter] = 0
-	b.batch(func(d *draft) outcome { return d.release("kept for a waiter", of("k a").identity, false) })
+	b.batch(func(d *draft) outcome { return d.release("kept for a waiter", release{identity: of("k a").identity}) })
 	for i := range maxFree {
 		use(fmt.Sprint("more ", i), "k a")
 	}
 	if l, _ := b.s.find("kept for a waiter"); l == nil {
 		t.Error("a free lock was forgotten whose place is kept for a waiter")
-	}
-	b.now = b.now.Add(endedKept)
-	use("one more", "k a")
-	if l, _ := b.s.find("remembers"); l != nil {
-		t.Error("a free lock was remembered whose memory had run out")
 	}
 }
 
@@ -471,7 +438,10 @@ func TestFreeLocksAreForgotten(t *testing.T) {
 func TestRandom(t *testing.T) {
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))
-	const steps = 100_000
+	steps := 50_000
+	if os.Getenv("LOCKER_SOAK") != "" {
+		steps = 200_000
+	}
 	w := newWorld()
 	for step := range steps {
 		if err := w.step(r); err != nil {
@@ -486,14 +456,48 @@ func TestRandom(t *testing.T) {
 // world is the rules and the model side by side.
 type world struct {
 	s     *state
+	past  *endings
 	m     *model
+	count uint64   // of tickets
+	given []ticket // the youngest of them
 	now   time.Time
 	asked map[uint64]int       // requests in flight, by waiter
 	ended map[uint64]time.Time // when the last one ended
 }
 
 func newWorld() *world {
-	return &world{s: &state{}, m: newModel(), now: noon, asked: map[uint64]int{}, ended: map[uint64]time.Time{}}
+	w := &world{s: &state{}, past: newEndings(), m: newModel(), now: noon, asked: map[uint64]int{}, ended: map[uint64]time.Time{}}
+	w.start()
+	return w
+}
+
+// start is what a start of the locker does.
+func (w *world) start() {
+	w.past = newEndings()
+	var left []end
+	for _, l := range w.s.locks {
+		left = append(left, l.Left...)
+	}
+	w.past.load(left, w.now)
+	d := newDraft(w.s, w.past, ticket{}, w.now, w.asking)
+	d.begin()
+	w.keep(d)
+	w.m.restart(w.now)
+	w.count = 0
+	w.give()
+}
+
+func (w *world) keep(d *draft) {
+	w.s = &d.state
+	w.past.learn(d.ends, d.added, d.horizon)
+}
+
+// give gives out a ticket.
+func (w *world) give() {
+	w.count++
+	w.m.given = ticket{w.s.revision, w.count}
+	w.given = append(w.given, w.m.given)
+	w.given = w.given[max(0, len(w.given)-8):]
 }
 
 func (w *world) asking(waiter uint64) (bool, time.Duration) {
@@ -504,14 +508,21 @@ func (w *world) asking(waiter uint64) (bool, time.Duration) {
 // Some batches are dropped, as by a commit that fails.
 func (w *world) step(r *rand.Rand) error {
 	w.pass(r)
+	if r.IntN(50) == 0 {
+		w.start()
+	}
+	if r.IntN(3) == 0 {
+		w.give()
+	}
 	before := w.s
+	w.past.trim(w.now)
 	printed := fmt.Sprint(dump(before))
-	d, m := newDraft(w.s, w.now, w.asking), w.m.clone()
+	d, m := newDraft(w.s, w.past, w.m.given, w.now, w.asking), w.m.clone()
 	d.tend()
 	m.tend(w.now, w.asking)
 	var waiting []uint64
 	for range r.IntN(12) {
-		op := randomOp(r)
+		op := randomOp(r, w.given)
 		got, want := op.apply(d), op.model(m, w.now, w.asking)
 		if got != want {
 			return fmt.Errorf("%v: %+v, want %+v", op, got, want)
@@ -529,7 +540,8 @@ func (w *world) step(r *rand.Rand) error {
 	if r.IntN(10) == 0 {
 		return nil // the commit fails: the draft and the model's copy are dropped
 	}
-	w.s, w.m = &d.state, m
+	w.keep(d)
+	w.m = m
 	for _, waiter := range waiting {
 		w.asked[waiter]++
 	}

@@ -87,7 +87,7 @@ func TestStopClosesTheListenerFirst(t *testing.T) {
 	takeA(t, m)
 	conn := m.dial(t)
 	io.WriteString(conn, waiting["take"])
-	talk(t, m.dial(t), "GET /locks?wait=20s HTTP/1.1\r\nHost: locker\r\nIf-None-Match: \"1\"\r\n\r\n") // until it is queued
+	talk(t, m.dial(t), "GET /locks?wait=20s HTTP/1.1\r\nHost: locker\r\nIf-None-Match: \"2\"\r\n\r\n") // until it is queued
 	start := time.Now()
 	go stop()
 	wantStopping(t, "take", bufio.NewReader(conn))
@@ -360,7 +360,7 @@ func TestWallClockJumpsUnderTheAPI(t *testing.T) {
 		{"not at all", nil, held, held},
 		{"a day forward", []time.Duration{day}, free, free},
 		{"a day back", []time.Duration{-day}, held, held},
-		{"forward and back", []time.Duration{day, 0}, free, held},
+		{"forward and back", []time.Duration{day, 0}, free, free},
 		{"back and forward", []time.Duration{-day, 0}, held, held},
 		{"two days forward, one back", []time.Duration{day, 2 * day, day}, free, free},
 	} {

@@ -343,7 +343,7 @@ func (r *recorder) Fatalf(string, ...any) { r.failed = true; panic(errFatal) }
 // server that starts with it.
 func stateFile(t testing.TB, fill func(d *draft)) map[string]string {
 	t.Helper()
-	d := newDraft(&state{}, time.Now().UTC(), func(uint64) (bool, time.Duration) { return true, 0 })
+	d := newDraft(&state{}, newEndings(), ticket{}, time.Now().UTC(), func(uint64) (bool, time.Duration) { return true, 0 })
 	fill(d)
 	env := withAuth()
 	env["LOCKER_CONFIG"] = filepath.Join(t.TempDir(), "locker.json")

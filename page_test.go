@@ -54,9 +54,9 @@ func TestListTellsOfChangesTogether(t *testing.T) {
 			}
 		}()
 		conn := m.dial(t)
-		answers, tag, told := bufio.NewReader(conn), `"0"`, 0
+		answers, tag, told := bufio.NewReader(conn), `"1"`, 0
 		start := time.Now()
-		for tag != fmt.Sprintf(`"%d"`, changes) {
+		for tag != fmt.Sprintf(`"%d"`, 1+changes) {
 			asked := time.Now()
 			fmt.Fprintf(conn, "GET /locks?wait=60s HTTP/1.1\r\nHost: locker\r\nIf-None-Match: %s\r\n\r\n", tag)
 			got := nextAnswer(t, answers)

@@ -14,6 +14,7 @@ import (
 
 var (
 	errStopping = errors.New("the locker is shutting down: try again")
+	errNotBegun = errors.New("the locker has not saved its start yet: try again")
 	errGone     = errors.New("the connection was closed before the lock was granted, so it was not: keep it open until the answer, or send an id")
 )
 

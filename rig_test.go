@@ -156,7 +156,7 @@ func (r *rig) ask(ctx context.Context, c claim, wait time.Duration) answer {
 
 func (r *rig) release(words string) answer {
 	return r.c.do(&request{lock: "l", frees: true, ctx: context.Background(), apply: func(d *draft) outcome {
-		return d.release("l", of(words).identity, false)
+		return d.release("l", release{identity: of(words).identity})
 	}})
 }
 

@@ -12,8 +12,6 @@ import (
 
 // This file is what is saved and shown: the locks, and how one is looked up.
 
-const endedKept = time.Hour // how long a claim that ended is remembered
-
 // state is every lock. Once published it is never changed: a draft copies what
 // it changes.
 type state struct {
@@ -29,7 +27,7 @@ type lock struct {
 	Revision uint64   `json:"revision"` // of the last change of its holders
 	Holders  []holder `json:"holders,omitempty"`
 	Waiters  []waiter `json:"waiters,omitempty"` // first in line first
-	Left     []ended  `json:"left,omitempty"`    // oldest first
+	Left     []end    `json:"left,omitempty"`    // claims that ended last, oldest first
 
 	*encodings
 }
@@ -54,8 +52,9 @@ type identity struct {
 // claim is one asker's wish to hold a lock.
 type claim struct {
 	identity
-	TTL  resource.Duration `json:"ttl,omitzero"` // zero never expires
-	Link string            `json:"link,omitempty"`
+	TTL    resource.Duration `json:"ttl,omitzero"` // zero never expires
+	Link   string            `json:"link,omitempty"`
+	Ticket ticket            `json:"ticket,omitzero"` // the newest that a take brought
 }
 
 // holder is a granted claim; its key is the lock's.
@@ -66,6 +65,7 @@ type holder struct {
 	Since    time.Time `json:"since"`
 	Expires  time.Time `json:"expires,omitzero"` // by the wall clock; zero is never
 	Token    uint64    `json:"token"`            // the revision at which it was granted
+	Ticket   ticket    `json:"ticket,omitzero"`  // the newest that a take brought
 }
 
 // waiter is a queued claim. The revision at which it was queued names it as
@@ -74,13 +74,6 @@ type waiter struct {
 	claim
 	Since    time.Time `json:"since"`
 	Revision uint64    `json:"revision"`
-}
-
-// ended remembers a claim that is over, so that a late release of it frees
-// nobody else.
-type ended struct {
-	identity
-	At time.Time `json:"at"`
 }
 
 // find returns the lock of that name, nil when it is not known, and its place.
@@ -127,11 +120,24 @@ func (l *lock) waiting(c identity) int {
 	return slices.IndexFunc(l.Waiters, func(w waiter) bool { return c.ID != "" && w.identity == c })
 }
 
-func (l *lock) ended(c identity, now time.Time) bool {
-	return slices.ContainsFunc(l.Left, func(e ended) bool { return c.ID != "" && e.identity == c && e.live(now) })
+// whose returns the claim that a release means: when it does not name one, that
+// which its id has under the key, or else the one of the key's value.
+func (l *lock) whose(r identity) identity {
+	if r.LockedBy != "" {
+		return r
+	}
+	for _, h := range l.Holders {
+		if r.ID != "" && l.Key == r.Key && h.ID == r.ID {
+			return identity{r.Key, h.LockedBy, r.ID}
+		}
+	}
+	for _, w := range l.Waiters {
+		if r.ID != "" && w.Key == r.Key && w.ID == r.ID {
+			return w.identity
+		}
+	}
+	return identity{r.Key, r.Key, r.ID}
 }
-
-func (e ended) live(now time.Time) bool { return now.Sub(e.At) < endedKept }
 
 // position returns the place in the queue of the waiter with that revision; 1
 // is next, 0 is not queued.

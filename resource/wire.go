@@ -51,6 +51,7 @@ type Take struct {
 	Wait     Duration `json:"wait,omitzero"`
 	TTL      Duration `json:"ttl,omitzero"`
 	Link     string   `json:"link,omitempty"`
+	Ticket   string   `json:"ticket,omitempty"`
 }
 
 // Release is the body of DELETE /lock/NAME.
@@ -59,6 +60,7 @@ type Release struct {
 	LockedBy string `json:"locked_by,omitempty"`
 	ID       string `json:"id,omitempty"`
 	Own      bool   `json:"own,omitempty"`
+	Ticket   string `json:"ticket,omitempty"`
 }
 
 // Force is the body of DELETE /lock/NAME?force=true. Without LockedBy every
@@ -74,6 +76,11 @@ type Answer struct {
 	Lock     Lock   `json:"lock,omitzero"`
 	Token    uint64 `json:"token,omitempty"`
 	Repeat   bool   `json:"repeat,omitempty"` // the claim held the lock before this request
+
+	// How and when the claim of a release ended before it: "released",
+	// "withdrawn", "expired" or "forced".
+	Ended   string    `json:"ended,omitempty"`
+	EndedAt time.Time `json:"ended_at,omitzero"`
 }
 
 // Error is the body of every answer that is an error.
@@ -81,6 +88,7 @@ type Error struct {
 	Error    string `json:"error"`
 	Lock     *Lock  `json:"lock,omitempty"`
 	Position int    `json:"position,omitempty"` // 1 is next in line; 0 is not queued
+	Ended    bool   `json:"ended,omitempty"`    // a release ended the claim before this take of it arrived
 }
 
 // NothingDone begins the response of a release that found nothing to release.
@@ -117,7 +125,7 @@ func DecodeTake(data []byte) (Take, error) {
 	if err := Decode(data, members); err != nil {
 		return Take{}, err
 	}
-	problems := []error{a.settle(&t.Key, &t.LockedBy, &t.ID), checkNewName("key", t.Key), checkNewName("locked_by", t.LockedBy)}
+	problems := []error{a.settle(&t.Key, &t.LockedBy, &t.ID, &t.Ticket), checkNewName("key", t.Key), checkNewName("locked_by", t.LockedBy)}
 	if ttl != nil {
 		if t.TTL = *ttl; time.Duration(t.TTL) < minTTL {
 			problems = append(problems, errors.New("ttl is less than 1s: leave it out for a hold that does not expire"))
@@ -136,7 +144,7 @@ func DecodeRelease(data []byte) (Release, error) {
 	if err := Decode(data, members); err != nil {
 		return Release{}, err
 	}
-	err := a.settle(&r.Key, &r.LockedBy, &r.ID)
+	err := a.settle(&r.Key, &r.LockedBy, &r.ID, &r.Ticket)
 	if r.Own && a.id == nil {
 		err = errors.Join(err, errors.New("own goes with an id: that says what this build took"))
 	}
@@ -162,14 +170,14 @@ func DecodeForce(data []byte) (Force, error) {
 // asker is who sends a body. A member that is not there is nil; one that is
 // there and empty is a mistake, such as a script's variable that was not set.
 type asker struct {
-	key, id                     *string
+	key, id, ticket             *string
 	lockedBy, lockBy, requestor *string
 }
 
 // members returns where Decode stores what a take or a release says of its asker.
 func (a *asker) members() map[string]any {
 	members := a.names()
-	members["key"], members["id"] = &a.key, &a.id
+	members["key"], members["id"], members["ticket"] = &a.key, &a.id, &a.ticket
 	return members
 }
 
@@ -183,7 +191,7 @@ func (a *asker) name() (string, error) {
 }
 
 // settle stores who the asker is, and returns every problem of it.
-func (a *asker) settle(key, lockedBy, id *string) error {
+func (a *asker) settle(key, lockedBy, id, ticket *string) error {
 	var problems []error
 	if a.key == nil {
 		problems = append(problems, errors.New("key is missing: say what the lock is locked with"))
@@ -197,6 +205,14 @@ func (a *asker) settle(key, lockedBy, id *string) error {
 	if a.id != nil {
 		*id = *a.id
 		problems = append(problems, CheckName("id", *id))
+	}
+	if a.ticket != nil {
+		*ticket = *a.ticket
+		if *ticket == "" {
+			problems = append(problems, errors.New("ticket is empty: leave it out, or send what the locker gave"))
+		} else if a.id == nil {
+			problems = append(problems, errors.New("ticket goes with an id: it puts the runs of that claim in order"))
+		}
 	}
 	return errors.Join(problems...)
 }

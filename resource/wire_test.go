@@ -86,10 +86,10 @@ id is empty: it must have 1 to 255 bytes
 ttl is less than 1s: leave it out for a hold that does not expire
 link is not an http or https URL of at most 2048 bytes, without credentials`},
 		{take, `{"key":1,"own":true}`, `key: a JSON number is not what belongs here: write text, in quotes: "…"
-unknown member "own": known are id, key, link, lock_by, locked_by, requestor, ttl, wait`},
+unknown member "own": known are id, key, link, lock_by, locked_by, requestor, ticket, ttl, wait`},
 		{release, `{"key":"","own":true}`, `key is empty: it must have 1 to 255 bytes
 own goes with an id: that says what this build took`},
-		{release, `{"key":"k","wait":"1s"}`, `unknown member "wait": known are id, key, lock_by, locked_by, own, requestor`},
+		{release, `{"key":"k","wait":"1s"}`, `unknown member "wait": known are id, key, lock_by, locked_by, own, requestor, ticket`},
 		{force, `{"key":"k"}`, `unknown member "key": known are lock_by, locked_by, reason, requestor`},
 		{force, `x`, `malformed JSON at byte 1: invalid character 'x' looking for beginning of value`},
 	} {
