@@ -154,7 +154,7 @@ func (a answer) endedWords(by string) string {
 	if !ok {
 		return claim + " was given back before, when it had nothing"
 	}
-	return fmt.Sprintf("%s %s at %s", claim, words, a.at.Format(time.TimeOnly))
+	return fmt.Sprintf("%s %s at %s", claim, words, inSeconds(a.at).Format(time.RFC3339))
 }
 
 // ended is how a claim ended, as the API says it.

@@ -13,8 +13,8 @@ import (
 // were answered goes in; what a correct locker cannot have done comes out. It
 // is pure, and it never accuses a correct locker: where an answer is missing,
 // whatever may have happened is taken to have happened. It relies on what the
-// rules promise only while fewer than 1,000 locks are used, and fewer than
-// 1,000 claims end on a lock between a claim's end and its last release.
+// rules promise only while fewer than 1,000 locks are used, and while who shares
+// a key and a name with others sends tickets.
 
 const forever = time.Duration(math.MaxInt64)
 
@@ -41,6 +41,8 @@ type identity struct{ Key, LockedBy, ID string }
 type asked struct {
 	identity
 	lock, what  string // what is take, release or look
+	ticket      string // of the run; empty: none
+	tooOld      bool   // it must fetch another
 	own         bool
 	sent, ended time.Duration
 	verdict     verdict // empty: no answer, or one that leaves open what happened

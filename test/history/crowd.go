@@ -197,7 +197,7 @@ func (v *visitor) round() {
 	v.rounds++
 	claim := v.claim()
 	from := len(v.told)
-	holds := v.take(claim)
+	holds := v.take(&claim)
 	if holds {
 		v.hold(claim)
 	}
@@ -219,7 +219,8 @@ func (v *visitor) settle() {
 }
 
 // claim returns a new one. Some are exclusive and some share a key; a name that
-// others have as well goes with an id. Without an id, the key or the name is
+// others have as well goes with an id, and with a ticket, which protects them
+// when the locker has forgotten the id. Without an id, the key or the name is
 // used by nobody else, so that it is safe to release it until there is an answer.
 func (v *visitor) claim() asked {
 	unique := fmt.Sprintf("%d-%d", v.n, v.rounds)
@@ -227,8 +228,12 @@ func (v *visitor) claim() asked {
 	switch kind := v.random.IntN(10); {
 	case kind < 5:
 		a.identity = identity{"k" + unique, "job", unique}
+		if v.in100(50) {
+			a.ticket = v.ticket(a.lock)
+		}
 	case kind < 8:
 		a.identity = identity{"shared", fmt.Sprintf("s%d", v.random.IntN(4)), unique}
+		a.ticket = v.ticket(a.lock)
 	case kind < 9:
 		a.identity = identity{Key: "k" + unique, LockedBy: "job"}
 	default:
@@ -237,8 +242,27 @@ func (v *visitor) claim() asked {
 	return a
 }
 
-// take asks for the lock until it is granted or the visitor has had enough.
-func (v *visitor) take(claim asked) bool {
+// ticket fetches one.
+func (v *visitor) ticket(lock string) string {
+	for v.t.Context().Err() == nil {
+		req, err := http.NewRequestWithContext(v.t.Context(), "GET", v.url.Load().(string)+"/lock/"+lock+"?ticket=true", nil)
+		if err != nil {
+			panic(err)
+		}
+		if resp, err := v.http.Do(req); err == nil {
+			resp.Body.Close()
+			if ticket := resp.Header.Get("Locker-Ticket"); ticket != "" {
+				return ticket
+			}
+		}
+		v.pause(time.Millisecond, 40*time.Millisecond)
+	}
+	return ""
+}
+
+// take asks for the lock until it is granted or the visitor has had enough. When
+// the claim's ticket is too old, it gets another.
+func (v *visitor) take(claim *asked) bool {
 	tries := 1 + v.random.IntN(12)
 	if claim.ID == "" {
 		tries = 1 // each would be a claim of its own
@@ -248,12 +272,14 @@ func (v *visitor) take(claim asked) bool {
 		if v.in100(85) {
 			wait = v.between(10*time.Millisecond, 600*time.Millisecond)
 		}
-		got := v.askOrCut(claim, wait, 20)
-		switch got.verdict {
-		case granted, repeated:
+		got := v.askOrCut(*claim, wait, 20)
+		switch {
+		case got.verdict == granted, got.verdict == repeated:
 			return true
-		case queued:
+		case got.verdict == queued:
 			v.lookAtTimes(claim.lock)
+		case got.tooOld:
+			claim.ticket = v.ticket(claim.lock)
 		}
 		v.pause(time.Millisecond, 40*time.Millisecond)
 	}
@@ -310,10 +336,10 @@ func (v *visitor) ask(ctx context.Context, a asked, wait time.Duration) asked {
 	switch a.what {
 	case "take":
 		method = "PUT"
-		body = encode(resource.Take{Key: a.Key, LockedBy: a.LockedBy, ID: a.ID, Wait: resource.Duration(wait)})
+		body = encode(resource.Take{Key: a.Key, LockedBy: a.LockedBy, ID: a.ID, Ticket: a.ticket, Wait: resource.Duration(wait)})
 	case "release":
 		method = "DELETE"
-		body = encode(resource.Release{Key: a.Key, LockedBy: a.LockedBy, ID: a.ID, Own: a.own})
+		body = encode(resource.Release{Key: a.Key, LockedBy: a.LockedBy, ID: a.ID, Ticket: a.ticket, Own: a.own})
 	}
 	url := v.url.Load().(string) + "/lock/" + a.lock
 	a.sent = time.Since(v.start)
@@ -363,6 +389,13 @@ func (a *asked) read(status int, data []byte) error {
 	}
 	switch status {
 	case 0, http.StatusServiceUnavailable:
+		return nil
+	case http.StatusConflict:
+		a.tooOld = a.what == "take" && a.ticket != ""
+		a.verdict = refused
+		if !a.tooOld {
+			return fmt.Errorf("unexpected")
+		}
 		return nil
 	case http.StatusOK, http.StatusLocked:
 	default:
