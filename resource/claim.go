@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"strconv"
+	"sync/atomic"
 	"time"
 )
 
@@ -64,10 +65,48 @@ type claim struct {
 	params   outParams
 	id, link string
 	started  time.Time
+	ticket   atomic.Pointer[string] // of this run; nil: not fetched yet
 }
 
-func (c *claim) releases(own bool) Release {
-	return Release{Key: c.params.key, LockedBy: c.params.lockedBy, ID: c.id, Own: own}
+// fetch gets the run a ticket, unless it has one. All that is sent goes with it:
+// what an earlier run of this build sent, or what the network holds back of this
+// one, cannot undo what a later one does.
+func (c *claim) fetch(ctx context.Context) error {
+	if c.ticket.Load() != nil {
+		return nil
+	}
+	l, ticket, err := c.client.ticket(ctx)
+	if err != nil {
+		return err
+	}
+	c.ticket.Store(&ticket)
+	c.seen(l)
+	return nil
+}
+
+// release gives back what the claim has; with own, only what this build took.
+// Its error is a *refusal or a *failure.
+func (c *claim) release(ctx context.Context, own bool) (Answer, error) {
+	if err := c.fetch(ctx); err != nil {
+		return Answer{}, err
+	}
+	a, err := c.client.release(ctx, Release{Key: c.params.key, LockedBy: c.params.lockedBy, ID: c.id, Own: own, Ticket: *c.ticket.Load()})
+	c.drop(err)
+	return a, err
+}
+
+// drop has another ticket fetched when the locker says that this one is too old.
+func (c *claim) drop(err error) {
+	if f, ok := errors.AsType[*failure](err); ok && f.stale {
+		c.ticket.Store(nil)
+	}
+}
+
+// seen tells people at once who holds the lock that they will wait for.
+func (c *claim) seen(l Lock) {
+	if c.params.lockOp == "lock" && len(l.Holders) > 0 && (l.Key != c.params.key || len(l.Waiters) > 0) {
+		c.say.info("%s", HeldBy(c.name, l, time.Now()))
+	}
 }
 
 // report answers Concourse with the version that the lock has after a.

@@ -78,7 +78,10 @@ func proxy(r *http.Request) (*url.URL, error) {
 type failure struct {
 	message string
 	final   bool          // trying again cannot help
+	stale   bool          // trying again with another ticket can
 	unheard bool          // the server did nothing
+	status  int           // of the answer; 0 is none
+	worded  bool          // the answer was a locker's
 	pause   time.Duration // what the server asks for before the next attempt
 }
 
@@ -112,7 +115,7 @@ func (c *client) change(ctx context.Context, method string, body any, wait time.
 	if err != nil {
 		return Answer{}, err
 	}
-	data, err = c.do(ctx, method, data, wait)
+	data, _, err = c.do(ctx, method, "", data, wait)
 	if err != nil {
 		return Answer{}, err
 	}
@@ -127,15 +130,38 @@ func (c *client) change(ctx context.Context, method string, body any, wait time.
 // show returns the lock, and its JSON as the server wrote it. Its error is a
 // *failure.
 func (c *client) show(ctx context.Context) (Lock, []byte, error) {
-	data, err := c.do(ctx, http.MethodGet, nil, 0)
+	data, _, err := c.do(ctx, http.MethodGet, "", nil, 0)
 	if err != nil {
 		return Lock{}, nil, err
 	}
+	l, err := c.lockIn(data)
+	return l, data, err
+}
+
+func (c *client) lockIn(data []byte) (Lock, error) {
 	var l Lock
 	if json.Unmarshal(data, &l) != nil || l.Holders == nil {
-		return Lock{}, nil, c.strange()
+		return Lock{}, c.strange()
 	}
-	return l, data, nil
+	return l, nil
+}
+
+// ticket returns the lock and a ticket, which is empty when the server has none
+// to give. Its error is a *failure.
+func (c *client) ticket(ctx context.Context) (Lock, string, error) {
+	data, header, err := c.do(ctx, http.MethodGet, "?ticket=true", nil, 0)
+	if f, ok := errors.AsType[*failure](err); ok && f.status == http.StatusNotFound && !f.worded {
+		err = &failure{message: c.address + ": there is no locker at this path of locker_uri, or it is the locker of 2017: upgrade it first", final: true, unheard: true}
+	}
+	if f, ok := errors.AsType[*failure](err); ok && f.status == http.StatusBadRequest && f.worded {
+		l, _, err := c.show(ctx) // a locker from before tickets does not know the query
+		return l, "", err
+	}
+	if err != nil {
+		return Lock{}, "", err
+	}
+	l, err := c.lockIn(data)
+	return l, header.Get("Locker-Ticket"), err
 }
 
 // strange is an answer that says 200 and is not a locker's.
@@ -143,34 +169,35 @@ func (c *client) strange() error {
 	return &failure{message: fmt.Sprintf("%s: the answer is not a locker's: check locker_uri, and that the locker there is of this version", c.address), final: true}
 }
 
-// do makes one attempt and returns the body of a 200.
-func (c *client) do(ctx context.Context, method string, body []byte, wait time.Duration) ([]byte, error) {
+// do makes one attempt and returns the body and the header of a 200.
+func (c *client) do(ctx context.Context, method, query string, body []byte, wait time.Duration) ([]byte, http.Header, error) {
 	ctx, cancel := context.WithTimeout(ctx, wait+answerTime)
 	defer cancel()
 	start := time.Now()
-	req, err := http.NewRequestWithContext(ctx, method, c.lock, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, c.lock+query, bytes.NewReader(body))
 	if err != nil {
-		return nil, &failure{message: "locker_uri and lock_name do not make a URL: check locker_uri", final: true, unheard: true}
+		return nil, nil, &failure{message: "locker_uri and lock_name do not make a URL: check locker_uri", final: true, unheard: true}
 	}
 	if c.username != "" {
 		req.SetBasicAuth(c.username, c.password)
 	}
+	req.Header.Set("Cache-Control", "no-cache") // an old ticket from a cache would make an unlock a late one
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, c.unanswered(err, time.Since(start))
+		return nil, nil, c.unanswered(err, time.Since(start))
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
-		return nil, c.unanswered(err, time.Since(start))
+		return nil, nil, c.unanswered(err, time.Since(start))
 	}
 	if len(data) > maxAnswer {
-		return nil, &failure{message: c.address + ": the answer has more than 8 MiB: check that locker_uri leads to a locker", final: true}
+		return nil, nil, &failure{message: c.address + ": the answer has more than 8 MiB: check that locker_uri leads to a locker", final: true}
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, c.refused(resp, data)
+		return nil, nil, c.refused(resp, data)
 	}
-	return data, nil
+	return data, resp.Header, nil
 }
 
 // unanswered says why there was no answer.
@@ -224,7 +251,8 @@ func (c *client) refused(resp *http.Response, data []byte) error {
 	if resp.StatusCode == http.StatusLocked && body.Lock != nil && body.Lock.Holders != nil {
 		return &refusal{sentence: sentence, lock: *body.Lock, position: body.Position}
 	}
-	final := resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout
+	stale := resp.StatusCode == http.StatusConflict && sentence != ""
+	final := resp.StatusCode < 500 && !stale && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout
 	message := fmt.Sprintf("%s: %d %s", c.address, resp.StatusCode, http.StatusText(resp.StatusCode))
 	if sentence != "" {
 		message += ": " + sentence
@@ -232,7 +260,7 @@ func (c *client) refused(resp *http.Response, data []byte) error {
 	if final && (sentence == "" || resp.StatusCode == http.StatusUnauthorized) {
 		message += ": " + mend(resp)
 	}
-	f := &failure{message: message, final: final, unheard: final}
+	f := &failure{message: message, final: final, stale: stale, unheard: final || stale, status: resp.StatusCode, worded: sentence != ""}
 	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
 		f.pause = time.Duration(seconds) * time.Second
 	}

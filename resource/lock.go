@@ -66,7 +66,7 @@ func (c *claim) aborted(leaving context.Context, t taken) error {
 	if err := c.giveBack(leaving); err != nil {
 		return err
 	}
-	if t.onWay {
+	if ticket := c.ticket.Load(); t.onWay && *ticket == "" {
 		return fmt.Errorf("the locker has nothing of %s now, but a request that it had not answered may reach it yet: let the job ensure the unlock", c.params.lockedBy)
 	}
 	return fmt.Errorf("the claim of %s is given back", c.params.lockedBy)
@@ -86,7 +86,7 @@ func (c *claim) failed(leaving context.Context, t taken) error {
 // the connection is given up, so a release sent after that finds what there is to
 // release. The release sent here makes the server answer a request that waits.
 func (c *claim) interrupt(leaving context.Context, ended <-chan taken, giveUp func()) taken {
-	go c.client.release(leaving, c.releases(true))
+	go c.release(leaving, true)
 	timer := time.NewTimer(answerGrace)
 	defer timer.Stop()
 	select {
@@ -111,14 +111,18 @@ func (c *claim) take(ctx, requests context.Context) (t taken) {
 	queue := &queueLog{claim: c}
 	for t.err = ctx.Err(); t.err == nil; t.err = ctx.Err() {
 		asked := time.Now()
-		t.answer, t.err = c.client.take(requests, ask)
+		if t.err = c.fetch(requests); t.err == nil {
+			ask.Ticket = *c.ticket.Load()
+			t.answer, t.err = c.client.take(requests, ask)
+			c.drop(t.err)
+		}
 		refused, isRefusal := errors.AsType[*refusal](t.err)
 		switch {
 		case t.err == nil:
 			t.left = true
 			return t
 		case isRefusal && refused.position == 0:
-			t.err, t.left = fmt.Errorf("%w: a release by this same build ended the claim", refused), false
+			t.err, t.left = fmt.Errorf("%w: a release by this same build, or by a later run of it, ended the claim", refused), false
 			return t
 		case isRefusal:
 			t.left = true
@@ -169,7 +173,7 @@ func (c *claim) giveBack(ctx context.Context) error {
 	hurry, now := context.WithCancel(ctx)
 	now()
 	_, err := retry(ctx, &patience{hurry: hurry, say: c.say}, func() (Answer, error) {
-		return c.client.release(ctx, c.releases(true))
+		return c.release(ctx, true)
 	})
 	if err != nil {
 		return fmt.Errorf("give lock %s back: %w: a place in the queue ends by itself, but a hold stays: %s", c.name, err, releaseIt)

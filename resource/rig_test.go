@@ -69,8 +69,22 @@ func (s *server) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	}
 }
 
-// serve starts a server in the bubble of t.
+// serve starts a server in the bubble of t that gives tickets and leaves the rest
+// to handle.
 func serve(t *testing.T, handle http.HandlerFunc) *server {
+	t.Helper()
+	return serveAll(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.RawQuery == "ticket=true" {
+			w.Header().Set("Locker-Ticket", "1.1")
+			answerWith(w, http.StatusOK, freeLock)
+			return
+		}
+		handle(w, r)
+	})
+}
+
+// serveAll is serve without tickets.
+func serveAll(t *testing.T, handle http.HandlerFunc) *server {
 	t.Helper()
 	s := &server{conns: make(chan net.Conn), closed: make(chan struct{})}
 	srv := &http.Server{Handler: handle}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"time"
 )
 
 // This file is what people read in a build's log. The rules for a line: one
@@ -37,6 +38,21 @@ func (s *speaker) warn(format string, args ...any) {
 }
 
 func (s *speaker) waiting(line string) { s.write(yellow + "waiting: " + plain + line) }
+
+// unlocked says what a release did. A hold that ended before it means that the
+// build went on without the lock.
+func (s *speaker) unlocked(a Answer, now time.Time) {
+	by, lost := map[string]string{"expired": "its ttl", "forced": "force"}[a.Ended]
+	switch {
+	case lost:
+		s.write(red + "lost: " + plain + fmt.Sprintf("the hold ended at %s UTC by %s, %s before this unlock: this build went on without the lock",
+			a.EndedAt.UTC().Format(time.TimeOnly), by, age(now.Sub(a.EndedAt))))
+	case strings.HasPrefix(a.Response, NothingDone) && a.Ended != "withdrawn":
+		s.warn("%s", a.Response)
+	default:
+		s.info("%s", a.Response)
+	}
+}
 
 // fail writes an error that ends a program, each of its problems on a line.
 func fail(w io.Writer, err error) {

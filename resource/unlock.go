@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 )
 
@@ -26,7 +25,7 @@ func (c *claim) unlock(ctx context.Context) error {
 	a, err := retry(trying, &patience{budget: outBudget, hurry: ctx, say: c.say}, func() (Answer, error) {
 		attempt, cancel := endAfter(trying, ctx, unlockAttempt)
 		defer cancel()
-		return c.client.release(attempt, c.releases(c.params.onlyOwn()))
+		return c.release(attempt, c.params.onlyOwn())
 	})
 	if _, failed := errors.AsType[*failure](err); failed {
 		return fmt.Errorf("unlock %s: %w: what it holds stays held: %s", c.name, err, releaseIt)
@@ -34,10 +33,6 @@ func (c *claim) unlock(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("unlock %s: %w", c.name, err)
 	}
-	if strings.HasPrefix(a.Response, NothingDone) {
-		c.say.warn("%s", a.Response)
-	} else {
-		c.say.info("%s", a.Response)
-	}
+	c.say.unlocked(a, time.Now())
 	return c.report(a, "")
 }

@@ -83,3 +83,22 @@ func TestUnlockOfAnothersKey(t *testing.T) {
 		}
 	})
 }
+
+// An unlock that finds its claim ended says how, and whether that matters.
+func TestUnlockSaysHowTheClaimEnded(t *testing.T) {
+	at := time.Date(2026, 11, 23, 10, 9, 51, 0, time.UTC)
+	const nothing = NothingDone + "this claim of me ended"
+	for ended, want := range map[string]string{
+		"expired":   red + "lost: " + plain + "the hold ended at 10:09:51 UTC by its ttl, 6s before this unlock: this build went on without the lock\n",
+		"forced":    red + "lost: " + plain + "the hold ended at 10:09:51 UTC by force, 6s before this unlock: this build went on without the lock\n",
+		"withdrawn": nothing + "\n",
+		"released":  yellow + "warning: " + plain + nothing + "\n",
+		"":          yellow + "warning: " + plain + nothing + "\n",
+	} {
+		var said strings.Builder
+		(&speaker{w: &said}).unlocked(Answer{Response: nothing, Ended: ended, EndedAt: at}, at.Add(6*time.Second))
+		if said.String() != want {
+			t.Errorf("%s: %q, want %q", ended, said.String(), want)
+		}
+	}
+}
