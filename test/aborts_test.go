@@ -34,8 +34,10 @@ func (l *lossy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	var claim resource.Take
 	json.Unmarshal(body, &claim)
-	l.asked(r.Method, claim)
-	req, err := http.NewRequestWithContext(r.Context(), r.Method, "http://"+l.target+r.URL.EscapedPath(), bytes.NewReader(body))
+	if claim.ID != "" {
+		l.asked(r.Method, claim)
+	}
+	req, err := http.NewRequestWithContext(r.Context(), r.Method, "http://"+l.target+r.URL.RequestURI(), bytes.NewReader(body))
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
@@ -45,9 +47,10 @@ func (l *lossy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(resp.Body)
-	if err != nil || l.lose(r.Method, claim, resp.StatusCode) {
+	if err != nil || claim.ID != "" && l.lose(r.Method, claim, resp.StatusCode) {
 		panic(http.ErrAbortHandler)
 	}
+	w.Header().Set("Locker-Ticket", resp.Header.Get("Locker-Ticket"))
 	w.WriteHeader(resp.StatusCode)
 	w.Write(answer)
 }
