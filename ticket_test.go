@@ -136,6 +136,36 @@ func TestTraces(t *testing.T) {
 			s.verdict(s.take("1", "k a 1"), tooLate)  // what 1 sent is before its release
 			s.verdict(s.take("2", "k a 1"), repeated) // and 2 still holds
 		},
+		"a waiter's newer request brings the newer ticket": func(s *stage) {
+			s.bench.take(of("k a"), false)
+			s.ticket("1")
+			s.verdict(s.take("1", "other b 1"), queued)
+			s.ticket("2")
+			s.verdict(s.take("2", "other b 1"), queued)
+			s.verdict(s.release("1", "other b 1", true), laterRun)
+		},
+		"a take passes by an older end and leaves it there": func(s *stage) {
+			s.ticket("1")
+			s.ticket("2")
+			s.verdict(s.release("1", "k a 1", true), neverTaken)
+			s.verdict(s.take("2", "k a 1"), granted)
+			s.verdict(s.take("1", "k a 1"), tooLate)
+		},
+		"an older release does not make an end older": func(s *stage) {
+			s.ticket("1")
+			s.ticket("2")
+			s.verdict(s.release("2", "k a 1", true), neverTaken)
+			s.verdict(s.release("1", "k a 1", true), alreadyEnded)
+			s.verdict(s.take("2", "k a 1"), tooLate)
+		},
+		"another's unlock from before a later run of the holder": func(s *stage) {
+			s.ticket("1")
+			s.verdict(s.take("1", "k a 1"), granted)
+			s.ticket("unlock")
+			s.ticket("2")
+			s.verdict(s.take("2", "k a 1"), repeated)
+			s.verdict(s.release("unlock", "k a 9", false), laterRun)
+		},
 		"a take without ticket takes none away": func(s *stage) {
 			s.ticket("1")
 			s.ticket("2")
