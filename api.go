@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -310,6 +311,7 @@ func (a *api) take(r *http.Request, body []byte) (reply, error) {
 	req := &request{lock: name, asker: c.identity, ctx: r.Context(), apply: func(d *draft) outcome { return d.take(name, c, wait > 0) }}
 	if wait > 0 {
 		req.until = time.Now().Add(wait)
+		req.conn, _ = r.Context().Value(connKey{}).(net.Conn)
 	}
 	return a.ask(req, c.identity)
 }

@@ -243,6 +243,7 @@ func (c *committer) apply(b *batch) {
 	now := c.wall().UTC().Truncate(time.Millisecond)
 	c.endings.trim(now)
 	b.draft = newDraft(c.state().state, c.endings, c.tickets.given(), now, c.places.asking(b.now))
+	b.draft.hungUp = c.places.hungUp
 	if !c.begun.Load() {
 		b.draft.begin()
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -112,6 +113,42 @@ func (c *limitedConn) CloseWrite() error {
 		return tcp.CloseWrite()
 	}
 	return nil
+}
+
+// closedByPeer reports whether the other end has closed a connection. net/http
+// notices that only when nothing else comes after the request: what a client sent
+// ahead hides it. Where the system cannot tell, the connection is open.
+func closedByPeer(conn net.Conn) bool {
+	if secured, ok := conn.(*tls.Conn); ok {
+		conn = secured.NetConn()
+	}
+	counted, ok := conn.(*limitedConn)
+	if !ok {
+		return false
+	}
+	tcp, ok := counted.Conn.(*net.TCPConn)
+	if !ok || runtime.GOOS != "linux" {
+		return false
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return true
+	}
+	const tcpInfo, established = 11, 1 // TCP_INFO begins with the state, see tcp(7)
+	state := 0
+	err = raw.Control(func(fd uintptr) {
+		if info, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpInfo); err == nil {
+			state = info & 0xff
+		}
+	})
+	return err != nil || state != established
+}
+
+// connKey is the key of a request's connection in its context.
+type connKey struct{}
+
+func withConn(ctx context.Context, conn net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, conn)
 }
 
 // conns knows the quiet connections: those on which no whole header has been

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -342,4 +343,44 @@ func fewestGoroutines() int {
 		fewest = min(fewest, runtime.NumGoroutine())
 	}
 	return fewest
+}
+
+// A waiter without an id whose connection is closed is granted nothing, also when
+// what it sent ahead hides that from net/http.
+func TestClosedBehindFurtherBytes(t *testing.T) {
+	certFile, keyFile := lockertest.NewCertificate(t, t.TempDir(), "locker")
+	for name, env := range map[string]map[string]string{"plain": nil, "TLS": {"SSL_CERT": certFile, "SSL_KEY": keyFile}} {
+		for _, ahead := range []string{"\r\n", "GET /locks HTTP/1.1\r\nHost: locker\r\n\r\n"} {
+			t.Run(fmt.Sprintf("%s %.3q", name, ahead), func(t *testing.T) {
+				s := startServer(t, env)
+				dial := func() net.Conn {
+					conn := s.dial(t)
+					if env != nil {
+						conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
+					}
+					return conn
+				}
+				send := func(conn net.Conn, method, body string) {
+					fmt.Fprintf(conn, "%s /lock/a HTTP/1.1\r\nHost: locker\r\nContent-Length: %d\r\n\r\n%s", method, len(body), body)
+				}
+				holder := dial()
+				answers := bufio.NewReader(holder)
+				send(holder, put, jane)
+				nextAnswer(t, answers)
+				waiter := dial()
+				send(waiter, put, `{"key": "other", "wait": "50s"}`)
+				s.log.Await(t, "msg=queue")
+				time.Sleep(20 * time.Millisecond) // until net/http looks out for what comes next
+				io.WriteString(waiter, ahead)
+				time.Sleep(20 * time.Millisecond)
+				waiter.Close()
+				time.Sleep(20 * time.Millisecond)
+				send(holder, del, `{"key": "k", "locked_by": "jane"}`)
+				if got := nextAnswer(t, answers); !strings.Contains(got.body, `"holders":[],"waiters":[]`) {
+					t.Errorf("got %s %s", got.status, got.body)
+				}
+				s.log.Await(t, `msg=withdraw .* reason="its connection was closed"`)
+			})
+		}
+	}
 }

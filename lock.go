@@ -87,8 +87,9 @@ type draft struct {
 	// asking says whether a request of the waiter is in flight and, when
 	// none is, how long ago the last one ended.
 	asking  func(waiter uint64) (inFlight bool, away time.Duration)
-	arrived map[uint64]bool // waiters whose request was applied
-	coming  map[uint64]bool // waiters whose request is in this batch
+	hungUp  func(waiter uint64) bool // the connection of its request is closed
+	arrived map[uint64]bool          // waiters whose request was applied
+	coming  map[uint64]bool          // waiters whose request is in this batch
 
 	own    map[*lock]bool     // locks that are the draft's to change
 	moved  map[uint64]outcome // what became of waiters: granted, withdrawn, or refused in the end
@@ -97,7 +98,7 @@ type draft struct {
 
 func newDraft(base *state, m *endings, given ticket, now time.Time, asking func(uint64) (bool, time.Duration)) *draft {
 	return &draft{
-		state: *base, base: base, now: now, given: given, asking: asking,
+		state: *base, base: base, now: now, given: given, asking: asking, hungUp: func(uint64) bool { return false },
 		past: m, ends: map[[16]byte][]*end{}, horizon: m.horizon,
 		arrived: map[uint64]bool{}, coming: map[uint64]bool{}, own: map[*lock]bool{}, moved: map[uint64]outcome{},
 	}
@@ -259,6 +260,10 @@ func (d *draft) advance(name string) {
 			return
 		}
 		w := l.Waiters[0]
+		if w.ID == "" && d.hungUp(w.Revision) {
+			d.leave(name, 0, endAway, "its connection was closed")
+			return
+		}
 		l = d.edit(name)
 		l.Waiters = slices.Delete(l.Waiters, 0, 1)
 		d.moved[w.Revision] = outcome{verdict: granted, token: d.grant(l, w.claim, d.since(w.Since)), waiter: w.Revision}
@@ -324,7 +329,7 @@ func (d *draft) giveUp(name string, r release) outcome {
 		d.end(name, holding, endReleased, event{what: "release"})
 	case waiting >= 0:
 		o.verdict = withdrew
-		d.leave(name, waiting)
+		d.leave(name, waiting, endWithdrawn, "it was released while it waited")
 	case past != nil:
 		o.verdict, o.how, o.at = alreadyEnded, past.How, past.At
 	case r.own:
@@ -413,9 +418,9 @@ func (d *draft) drop(name string, i int, how how, e event) {
 }
 
 // leave takes the waiter at i out of the queue and lets those behind it move up.
-func (d *draft) leave(name string, i int) {
+func (d *draft) leave(name string, i int, how how, why string) {
 	l := d.edit(name)
-	d.withdraw(l, l.Waiters[i], endWithdrawn, "it was released while it waited")
+	d.withdraw(l, l.Waiters[i], how, why)
 	l.Waiters = slices.Delete(l.Waiters, i, i+1)
 	d.advance(name)
 }

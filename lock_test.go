@@ -255,6 +255,20 @@ func TestWaiterWithoutIDLeavesWithItsRequest(t *testing.T) {
 	b.want("k:a", "")
 }
 
+// A waiter without an id is passed over when its connection turns out to be
+// closed; one with an id comes back by another.
+func TestHungUpWaiterIsPassedOver(t *testing.T) {
+	b := newBench(t)
+	b.take(of("k a"), false)
+	b.take(of("other b"), true)
+	b.take(of("third c 3"), true)
+	d := newDraft(b.s, b.past, b.given, b.now, func(uint64) (bool, time.Duration) { return true, 0 })
+	d.hungUp = func(uint64) bool { return true }
+	d.release("l", release{identity: of("k a").identity})
+	b.s = &d.state
+	b.want("third:c", "")
+}
+
 func TestNoWaitRequestOfAWaiterIsNotThereAfterwards(t *testing.T) {
 	b := newBench(t)
 	b.take(of("k a 1"), false)

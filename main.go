@@ -179,6 +179,7 @@ func newServer(a *api) *http.Server {
 		ReadHeaderTimeout:            headerTime,
 		IdleTimeout:                  idleTime,
 		MaxHeaderBytes:               maxHeader,
+		ConnContext:                  withConn,
 		ErrorLog:                     stdlog.New(a.outsiders, "", 0),
 	}
 }

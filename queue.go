@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -26,6 +27,7 @@ type request struct {
 	until time.Time       // when it stops waiting for a grant; zero: it does not wait
 	frees bool            // it may hand the lock over to a waiter
 	asker identity        // of a take
+	conn  net.Conn        // nil: it is not looked at
 	done  chan answer     // capacity 1
 }
 
@@ -203,6 +205,13 @@ func (ps places) asking(now time.Time) func(waiter uint64) (bool, time.Duration)
 		}
 		return len(p.requests) > 0, now.Sub(p.left)
 	}
+}
+
+// hungUp reports whether the connections of all requests of a waiter are closed,
+// which those who wait for the end of a request may not have noticed.
+func (ps places) hungUp(waiter uint64) bool {
+	p := ps[waiter]
+	return p != nil && !slices.ContainsFunc(p.requests, func(r *request) bool { return r.conn == nil || !closedByPeer(r.conn) })
 }
 
 // nextEnd returns when the first place ends unless its waiter comes back; zero
