@@ -17,7 +17,10 @@ import (
 // lock and who is meant; a refusal says who holds the lock, since when, and
 // their link; an error says what to do; no id and no credential is ever in it.
 
-const maxProblem = 900 // bytes of what is wrong with a request; three of its mistakes fit, with the mend of each
+const (
+	maxProblem  = 900 // bytes of what is wrong with a request; three of its mistakes fit, with the mend of each
+	mostWaiters = 20  // shown in an answer about one lock, whose size must not grow with the queue
+)
 
 // reply is an answer in words.
 type reply struct {
@@ -219,42 +222,50 @@ func (l *lock) whyNot(who identity) string {
 // heldBy says who holds the lock, since when, and their link. It is put
 // together once, for all who are told; see shown.
 func (l *lock) heldBy() string {
-	l.listed()
+	l.shown()
 	return l.held
 }
 
-// shown returns the lock as the API shows it. It is encoded once, for all who
-// ask; safe for concurrent use when the lock is published.
+// shown returns the lock as answers about it alone show it: with the first
+// waiters. It is encoded once, for all who ask; safe for concurrent use when the
+// lock is published.
 func (l *lock) shown() []byte {
-	entry := l.listed()
-	return entry[len(entry)-l.size:]
-}
-
-// listed returns the lock with its name before it, as the list shows it; see
-// shown.
-func (l *lock) listed() []byte {
 	l.once.Do(func() {
-		shown := l.show()
-		object := encode(shown)
+		shown := l.show(mostWaiters)
 		l.held = resource.HeldBy(l.name, shown, time.Time{})
-		l.json, l.size = slices.Concat(encode(l.name), []byte(":"), object), len(object)
+		l.json = encode(shown)
 	})
 	return l.json
 }
 
-func (l *lock) show() resource.Lock {
+// listed returns the lock with its name before it and all its waiters, as the
+// list shows it; see shown.
+func (l *lock) listed() []byte {
+	l.listOnce.Do(func() {
+		object := l.shown()
+		if len(l.Waiters) > mostWaiters {
+			object = encode(l.show(len(l.Waiters)))
+		}
+		l.list = slices.Concat(encode(l.name), []byte(":"), object)
+	})
+	return l.list
+}
+
+func (l *lock) show(waiters int) resource.Lock {
+	waiters = min(waiters, len(l.Waiters))
 	shown := resource.Lock{
 		Key:      l.Key,
 		LockedBy: make(map[string]int, len(l.Holders)),
 		Holders:  make([]resource.Holder, len(l.Holders)),
-		Waiters:  make([]resource.Waiter, len(l.Waiters)),
+		Waiters:  make([]resource.Waiter, waiters),
+		Waiting:  len(l.Waiters),
 		Revision: l.Revision,
 	}
 	for i, h := range l.Holders {
 		shown.LockedBy[h.LockedBy] = 1
 		shown.Holders[i] = resource.Holder{LockedBy: h.LockedBy, Since: inSeconds(h.Since), Token: h.Token, Link: h.Link, Expires: inSeconds(h.Expires)}
 	}
-	for i, w := range l.Waiters {
+	for i, w := range l.Waiters[:waiters] {
 		shown.Waiters[i] = resource.Waiter{Key: w.Key, LockedBy: w.LockedBy, Since: inSeconds(w.Since), Link: w.Link}
 	}
 	return shown

@@ -283,13 +283,16 @@ func etagged(revision uint64) map[string]string { return map[string]string{"ETag
 
 func (a *api) show(r *http.Request, _ []byte) (reply, error) {
 	name, nameErr := lockName(r)
-	withTicket, queryErr := queryFlag(r, "ticket")
+	withTicket, allWaiters, queryErr := showQuery(r)
 	if err := errors.Join(nameErr, queryErr); err != nil {
 		return reply{}, badRequest{err}
 	}
 	c := a.committer.Load()
 	l := c.state().look(name)
 	rep := reply{status: http.StatusOK, header: etagged(l.Revision), body: [][]byte{l.shown()}}
+	if allWaiters {
+		rep.body = [][]byte{l.listed()[len(encode(name))+1:]}
+	}
 	if withTicket {
 		t, err := c.ticket()
 		if err != nil {

@@ -49,7 +49,7 @@ func TestAPI(t *testing.T) {
 		{"list as it was", nil, apiCall{get, "/locks", "", []string{"If-None-Match", `"1"`}}, "200 OK", `ETag "2"`, []string{`"listed"`}},
 		{"list as it is, after a wait", nil, apiCall{get, "/locks?wait=10ms", "", []string{"If-None-Match", `"2"`}}, "304 Not Modified", `ETag "2"`, nil},
 		{"lock never used", nil, apiCall{get, "/lock/unused", "", nil},
-			"200 OK", `ETag "0"`, []string{`{"key":"","locked_by":{},"holders":[],"waiters":[],"revision":0}` + "\n"}},
+			"200 OK", `ETag "0"`, []string{`{"key":"","locked_by":{},"holders":[],"waiters":[],"waiting":0,"revision":0}` + "\n"}},
 		{"lock", nil, apiCall{get, "/lock/listed", "", nil}, "200 OK", `ETag "2"`,
 			[]string{`{"key":"k","locked_by":{"jane":1},"holders":[{"locked_by":"jane",`, `"token":2,"link":"https://ci.example/builds/12"}]`, `"revision":2}`}},
 		{"take", nil, apiCall{put, "/lock/taken", jane, nil}, "200 OK", "Content-Type application/json",
@@ -253,6 +253,33 @@ func TestListIfNoneMatch(t *testing.T) {
 		if got := hasRevision(test.headers, 17); got != test.want {
 			t.Errorf("%q: got %v", test.headers, got)
 		}
+	}
+}
+
+// Answers about one lock do not grow with its queue.
+func TestAnswersShowTheFirstWaiters(t *testing.T) {
+	s := startServer(t, nil)
+	s.do(t, put, "/lock/a", jane)
+	const waiting = mostWaiters + 5
+	for i := range waiting {
+		got := s.do(t, put, "/lock/a", fmt.Sprintf(`{"key": "k%d", "id": "7", "wait": "1ms"}`, i))
+		wantQueue(t, got, min(i+1, mostWaiters), i+1)
+		if want := fmt.Sprintf(`"position":%d`, i+1); !strings.Contains(got.body, want) {
+			t.Errorf("no %s in %s", want, got.body)
+		}
+	}
+	wantQueue(t, s.do(t, get, "/lock/a", ""), mostWaiters, waiting)
+	wantQueue(t, s.do(t, get, "/lock/a?waiters=all", ""), waiting, waiting)
+	wantQueue(t, s.do(t, get, "/locks", ""), waiting, waiting)
+	if got := s.do(t, get, "/lock/a?waiters=1", ""); got.status != "400 Bad Request" {
+		t.Errorf("got %s", got.status)
+	}
+}
+
+func wantQueue(t *testing.T, got exchange, shown, waiting int) {
+	t.Helper()
+	if n := strings.Count(got.body, `"key":"k`) - 1; n != shown || !strings.Contains(got.body, fmt.Sprintf(`"waiting":%d,`, waiting)) {
+		t.Errorf("%d waiters shown, want %d of %d: %s", n, shown, waiting, got.body)
 	}
 }
 

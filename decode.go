@@ -125,15 +125,24 @@ func listWait(r *http.Request) (time.Duration, error) {
 	return min(time.Duration(wait), maxWait), nil
 }
 
-// queryFlag returns the value of a query's member that is true or false, which
-// is false when it is not there.
-func queryFlag(r *http.Request, name string) (bool, error) {
-	query, err := parseQuery(r, name)
-	value := query.Get(name)
-	if err == nil && query.Has(name) && value != "true" && value != "false" {
-		err = fmt.Errorf("%s is %q: it must be true or false", name, value)
+// showQuery returns whether a request for a lock wants a ticket, and all waiters.
+func showQuery(r *http.Request) (ticket, allWaiters bool, err error) {
+	query, err := parseQuery(r, "ticket", "waiters")
+	if err != nil {
+		return false, false, err
 	}
-	return value == "true", err
+	if waiters := query.Get("waiters"); query.Has("waiters") && waiters != "all" {
+		err = fmt.Errorf("waiters is %q: it can be all", waiters)
+	}
+	return query.Get("ticket") == "true", query.Has("waiters"), errors.Join(err, isFlag(query, "ticket"))
+}
+
+// isFlag refuses a value that is neither true nor false.
+func isFlag(query url.Values, name string) error {
+	if value := query.Get(name); query.Has(name) && value != "true" && value != "false" {
+		return fmt.Errorf("%s is %q: it must be true or false", name, value)
+	}
+	return nil
 }
 
 // isForce reports whether a release is to be one by force.
@@ -143,6 +152,9 @@ func isForce(r *http.Request) bool {
 
 // notForced refuses a value of force that is neither true nor false.
 func notForced(r *http.Request) error {
-	_, err := queryFlag(r, "force")
-	return err
+	query, err := parseQuery(r, "force")
+	if err != nil {
+		return err
+	}
+	return isFlag(query, "force")
 }

@@ -34,11 +34,12 @@ type lock struct {
 
 // encodings of a lock that no longer changes.
 type encodings struct {
-	saved []byte // its line in the state file, once written there; the writer's alone
-	once  sync.Once
-	json  []byte // as the API's list shows it, once it was asked for; see listed
-	size  int    // of its end that is the lock without its name
-	held  string // who holds it, in words
+	saved    []byte // its line in the state file, once written there; the writer's alone
+	once     sync.Once
+	json     []byte // as the API shows it, once it was asked for; see shown
+	held     string // who holds it, in words
+	listOnce sync.Once
+	list     []byte // as the API's list shows it; see listed
 }
 
 // identity is what makes two claims the same one. Without an ID a claim is

@@ -38,7 +38,7 @@ func (p *program) in(ctx context.Context) error {
 	name := r.source.lockName
 	p.say.info("%s", HeldBy(name, l, time.Now()))
 	return p.answer(result{r.version, rows("lock", name, "key", l.Key, "locked_by", strings.Join(names(l), ", "),
-		"since", oldest(l), "build", links(l), "waiting", strconv.Itoa(len(l.Waiters)))})
+		"since", oldest(l), "build", links(l), "waiting", strconv.Itoa(max(l.Waiting, len(l.Waiters))))})
 }
 
 // checkIn reports that the version to answer with, or the folder to write to, is

@@ -22,7 +22,8 @@ type Lock struct {
 	Key      string         `json:"key"`
 	LockedBy map[string]int `json:"locked_by"` // what the original locker answered: each holder's name, and 1
 	Holders  []Holder       `json:"holders"`
-	Waiters  []Waiter       `json:"waiters"` // first in line first
+	Waiters  []Waiter       `json:"waiters"` // first in line first; the first 20 when it is about one lock
+	Waiting  int            `json:"waiting"` // how many wait
 	Revision uint64         `json:"revision"`
 }
 

@@ -41,12 +41,15 @@ func HeldBy(name string, l Lock, now time.Time) string {
 // inLine says which place in the queue a position is, and behind whom.
 func inLine(l Lock, position int) string {
 	ahead := position - 1
-	if ahead < 1 || len(l.Waiters) < ahead {
+	if ahead < 1 {
 		return "next in line"
 	}
 	var names []string
-	for _, w := range l.Waiters[:min(ahead, mostNames)] {
+	for _, w := range l.Waiters[:min(ahead, mostNames, len(l.Waiters))] {
 		names = append(names, w.LockedBy)
+	}
+	if len(names) == 0 {
+		return ordinal(position) + " in line"
 	}
 	return clean(fmt.Sprintf("%s in line behind %s", ordinal(position), list(names, ahead)))
 }

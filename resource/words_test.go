@@ -55,7 +55,7 @@ func TestInLine(t *testing.T) {
 	}
 	for position, want := range map[int]string{
 		1: "next in line", 2: "2nd in line behind a", 3: "3rd in line behind a and b",
-		4: "4th in line behind a, b and c", 5: "5th in line behind a, b, c and 1 more", 1_000: "next in line", -1: "next in line",
+		4: "4th in line behind a, b and c", 5: "5th in line behind a, b, c and 1 more", 1_000: "1000th in line behind a, b, c and 996 more", -1: "next in line",
 	} {
 		if got := inLine(l, position); got != want {
 			t.Errorf("%d: %q, want %q", position, got, want)
