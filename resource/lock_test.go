@@ -289,7 +289,7 @@ func TestAbortWithoutTickets(t *testing.T) {
 				answerWith(w, http.StatusOK, freedJSON)
 			}
 		})
-		r := s.run(abortAfter(t, time.Minute), (*program).out, askLock)
+		r := s.run(abortAfter(t, 5*time.Second), (*program).out, askLock)
 		if r.err == nil || !strings.HasPrefix(r.err.Error(), "lock myLock: aborted: the locker has nothing of me now, but a request that it had not answered may reach it yet") {
 			t.Errorf("error %v", r.err)
 		}
