@@ -2,8 +2,10 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -34,6 +36,8 @@ type trouble struct {
 	since time.Time
 	err   error
 }
+
+var errRevision = fmt.Errorf("the state's revision is at %d, beyond which not every reader of JSON is exact: start with another state file", uint64(maxRevision))
 
 // committer owns the state: run is the one goroutine that changes it. Its
 // other methods are safe for concurrent use.
@@ -71,7 +75,11 @@ func newCommitter(st *store, s *state, m *metrics, log *slog.Logger, wall func()
 	c.endings.load(left, wall())
 	c.published.Store(&snapshot{s, make(chan struct{})})
 	c.places.keep(s)
-	return c, c.commit(&batch{})
+	err := c.commit(&batch{})
+	if t := c.failing(); err == nil && t != nil && errors.Is(t.err, syscall.EBUSY) {
+		err = t.err // it will not go away
+	}
+	return c, err
 }
 
 // state returns the committed state.
@@ -270,7 +278,10 @@ func (c *committer) apply(b *batch) {
 func (c *committer) save(d *draft) error {
 	d.tidy()
 	start := time.Now()
-	size, err := c.store.save(&d.state)
+	size, err := 0, errRevision
+	if d.revision <= maxRevision {
+		size, err = c.store.save(&d.state)
+	}
 	c.metrics.commit(time.Since(start), size, err)
 	switch was := c.failing(); {
 	case err == nil && was != nil:

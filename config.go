@@ -23,6 +23,8 @@ import (
 const (
 	defaultState = "locker.json"
 	defaultPort  = "8910"
+
+	longestSuffix = len(".v1.tmp-4294967295") // of the files beside the state file
 )
 
 // config is what section "Configure" of the README describes, checked.
@@ -141,6 +143,13 @@ func checkStateFile(path string) error {
 	const mend = "name a file in a folder that the locker can write"
 	if path == "" {
 		return fmt.Errorf("LOCKER_CONFIG is %q: %s", path, mend)
+	}
+	base := filepath.Base(path)
+	if len(base)+longestSuffix > 255 {
+		return fmt.Errorf("LOCKER_CONFIG is %q: its name has %d bytes, and files beside it are named after it: at most %d are allowed: %s", path, len(base), 255-longestSuffix, mend)
+	}
+	if strings.HasSuffix(base, ".lock") || strings.HasSuffix(base, ".v1") {
+		return fmt.Errorf("LOCKER_CONFIG is %q: names that end in .lock or .v1 are for files beside a state file: choose another name", path)
 	}
 	if info, err := os.Stat(folder); err != nil {
 		return fmt.Errorf("LOCKER_CONFIG is %q: %w: %s", path, err, mend)

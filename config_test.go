@@ -120,6 +120,9 @@ func TestConfigRefused(t *testing.T) {
 		env  []string
 		want []string // what the one problem has: variable, value, mend
 	}{
+		{"a state file named as a lock", nil, []string{"LOCKER_CONFIG=locker.lock"}, []string{`LOCKER_CONFIG is "locker.lock"`, "names that end in .lock or .v1", "choose another name"}},
+		{"a state file named as a copy", nil, []string{"LOCKER_CONFIG=locker.v1"}, []string{`LOCKER_CONFIG is "locker.v1"`, "names that end in .lock or .v1", "choose another name"}},
+		{"a state file's name too long", nil, []string{"LOCKER_CONFIG=" + strings.Repeat("x", 238)}, []string{"its name has 238 bytes", "at most 237 are allowed", writable}},
 		{"user alone", nil, []string{"AUTH_USER=george"}, []string{"AUTH_USER is set but AUTH_PASS is not", bothOrNeither}},
 		{"password alone", nil, []string{"AUTH_PASS=" + canary}, []string{"AUTH_PASS is set but AUTH_USER is not", bothOrNeither}},
 		{"password and empty user", nil, []string{"AUTH_USER=", "AUTH_PASS=" + canary}, []string{"AUTH_PASS is set but AUTH_USER is not", bothOrNeither}},

@@ -212,6 +212,9 @@ func (l *lock) check(revision uint64) error {
 			return fmt.Errorf("holder %q: it is there twice, or its token %d is not one of this lock", h.LockedBy, h.Token)
 		}
 		tokens[h.Token] = true
+		if err := errors.Join(resource.CheckLink(h.Link), checkTime(h.Since), checkTime(h.Expires)); err != nil {
+			return fmt.Errorf("holder %q: %w", h.LockedBy, err)
+		}
 		claims = append(claims, identity{l.Key, h.LockedBy, h.ID})
 	}
 	for _, w := range l.Waiters {
@@ -219,6 +222,9 @@ func (l *lock) check(revision uint64) error {
 			return fmt.Errorf("waiter %q: its revision %d is not in order", w.LockedBy, w.Revision)
 		}
 		last = w.Revision
+		if err := errors.Join(resource.CheckLink(w.Link), checkTime(w.Since)); err != nil {
+			return fmt.Errorf("waiter %q: %w", w.LockedBy, err)
+		}
 		claims = append(claims, w.identity)
 	}
 	present := map[identity]bool{}
@@ -228,10 +234,23 @@ func (l *lock) check(revision uint64) error {
 		}
 		present[c] = true
 	}
+	for _, e := range l.Left {
+		if err := checkTime(e.At); err != nil {
+			return fmt.Errorf("left: %w", err)
+		}
+	}
 	for _, c := range claims {
 		if err := c.check(); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// checkTime refuses what cannot be written again as JSON.
+func checkTime(t time.Time) error {
+	if year := t.UTC().Year(); year < 1 || year > 9999 {
+		return fmt.Errorf("a time in the year %d: it must be from 1 to 9999", year)
 	}
 	return nil
 }

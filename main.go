@@ -91,6 +91,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if st.imported {
 		log.Info("the original locker's state is imported", "kept", st.path+".v1")
 	}
+	if st.shared() {
+		log.Warn("the state file has a second name (a hard link): make sure that no other locker serves it by that", "state", st.path)
+	}
 	counts := newMetrics()
 	c, err := newCommitter(st, s, counts, log, time.Now)
 	if err != nil {

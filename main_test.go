@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -222,7 +223,7 @@ func TestSecondServerOfAStateRefuses(t *testing.T) {
 	s := startServer(t, map[string]string{"LOCKER_CONFIG": state})
 	s.do(t, put, "/lock/a", jane)
 	err := runAgainst(t, "127.0.0.1:0", state)
-	for _, want := range []string{"another locker has the state file, it holds " + state + ".lock", "stop it, or set LOCKER_CONFIG to another file"} {
+	for _, want := range []string{fmt.Sprintf("another locker, process %d, has the state file, it holds %s.lock", os.Getpid(), state), "stop it, or set LOCKER_CONFIG to another file"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %q", err, want)
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -23,6 +24,7 @@ type store struct {
 
 // steps are what a durable write is made of, so that a test can fail each.
 type steps struct {
+	lock    func(f *os.File) error
 	open    func(name string) (*os.File, error)
 	create  func(dir, pattern string) (*os.File, error)
 	write   func(f *os.File, data []byte) (int, error)
@@ -34,6 +36,7 @@ type steps struct {
 
 func realSteps() steps {
 	return steps{
+		lock:    func(f *os.File) error { return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) },
 		open:    os.Open,
 		create:  os.CreateTemp,
 		write:   (*os.File).Write,
@@ -58,7 +61,7 @@ func openStore(path string, steps steps) (*store, error) {
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target // a rename would replace the link, not the file
 	}
-	guard, err := flock(path)
+	guard, err := flock(path, steps.lock)
 	if err != nil {
 		return nil, err
 	}
@@ -70,16 +73,42 @@ func (st *store) close() error { return st.guard.Close() }
 
 // flock takes FILE.lock for this process (flock(2)). The file stays: whoever
 // removed it could let two processes lock two files of that name.
-func flock(path string) (*os.File, error) {
+func flock(path string, lock func(f *os.File) error) (*os.File, error) {
 	f, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("keep other lockers off the state file: %w: set LOCKER_CONFIG to a file that this user may write", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := lock(f); errors.Is(err, syscall.EWOULDBLOCK) {
+		pid, _ := io.ReadAll(io.LimitReader(f, 20))
 		f.Close()
-		return nil, fmt.Errorf("another locker has the state file, it holds %s: stop it, or set LOCKER_CONFIG to another file: %w", path+".lock", err)
+		return nil, fmt.Errorf("another locker%s has the state file, it holds %s: stop it, or set LOCKER_CONFIG to another file: %w", process(pid), path+".lock", err)
+	} else if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("the file system of %s cannot lock files: %w: set LOCKER_CONFIG to a file on a local disk", path+".lock", err)
+	}
+	if err := f.Truncate(0); err == nil {
+		fmt.Fprintln(f, os.Getpid()) // for people; the next locker names it
 	}
 	return f, nil
+}
+
+// process returns words for the process that wrote its number into FILE.lock.
+func process(written []byte) string {
+	if pid, err := strconv.Atoi(strings.TrimSpace(string(written))); err == nil {
+		return fmt.Sprintf(", process %d,", pid)
+	}
+	return ""
+}
+
+// shared reports whether the state file has a second name (a hard link), by which
+// another locker may serve it.
+func (st *store) shared() bool {
+	info, err := os.Stat(st.path)
+	if err != nil {
+		return false
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return ok && stat.Nlink > 1
 }
 
 // load reads the state file; one that does not exist holds no lock. A file of
@@ -99,7 +128,7 @@ func (st *store) load(now time.Time) (*state, error) {
 	}
 	s, original, err := decodeState(data, now)
 	if err != nil {
-		return nil, fmt.Errorf("state file %s: %w: use the locker that wrote it, restore it from a backup, or move it away to start with no lock held", st.path, err)
+		return nil, fmt.Errorf("state file %s: %w: restore it from a backup, use the locker that wrote it, or move it away to start with no lock held", st.path, err)
 	}
 	if st.imported = original; original {
 		if err := st.keepOriginal(data); err != nil {
@@ -234,7 +263,10 @@ func (st *store) replace(name string, data []byte) error {
 	if err != nil {
 		return fmt.Errorf("save state: %w", err)
 	}
-	if err := st.steps.rename(temp, name); err != nil {
+	if err := st.steps.rename(temp, name); errors.Is(err, syscall.EBUSY) {
+		os.Remove(temp)
+		return fmt.Errorf("save state: %w: %s is a mount point, which cannot be replaced: mount its folder instead", err, name)
+	} else if err != nil {
 		return fmt.Errorf("save state: %w: %w", errUnknown, err)
 	}
 	if err := st.steps.syncDir(dir); err != nil {

@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cloudfoundry-community/locker/internal/lockertest"
 )
 
 const originalFile = `{
@@ -165,6 +169,14 @@ func TestRefusedStateFiles(t *testing.T) {
 		{"not UTF-8", head + "\"\xff\": {}}}", "UTF-8"},
 		{"a control character in a name", head + `"a\u0000": {"key": "", "revision": 1}}}`, "control"},
 		{"a control character in an id", head + `"a": {"key": "k", "revision": 1, "holders": [{"locked_by": "h", "id": "\u0000", "since": "2026-11-23T10:00:00Z", "token": 1}]}}}`, "id has a control character"},
+		{"a holder's link that is a script", head + `"a": {"key": "k", "revision": 1, "holders": [{"locked_by": "h", "since": "2026-11-23T10:00:00Z", "token": 1, "link": "javascript:alert(1)"}]}}}`, `holder "h": link is not an http or https URL`},
+		{"a waiter's link that is a script", head + `"a": {"key": "", "revision": 1, "waiters": [{"key": "k", "locked_by": "w", "since": "2026-11-23T10:00:00Z", "revision": 2, "link": "javascript:alert(1)"}]}}}`, `waiter "w": link is not an http or https URL`},
+		{"a hold since the year 10000", head + `"a": {"key": "k", "revision": 1, "holders": [{"locked_by": "h", "since": "9999-12-31T23:30:00-01:00", "token": 1}]}}}`, `holder "h": a time in the year 10000`},
+		{"an expiry in the year 0", head + `"a": {"key": "k", "revision": 1, "holders": [{"locked_by": "h", "since": "2026-11-23T10:00:00Z", "expires": "0000-12-31T23:30:00Z", "token": 1}]}}}`, `holder "h": a time in the year 0`},
+		{"a wait since the year 10000", head + `"a": {"key": "", "revision": 1, "waiters": [{"key": "k", "locked_by": "w", "since": "9999-12-31T23:30:00-01:00", "revision": 2}]}}}`, `waiter "w": a time in the year 10000`},
+		{"an end in the year 10000", head + `"a": {"key": "", "revision": 1, "left": [{"claim": "E3yYlfb3U787n4QJ7MU01C1xFkK3JrBE", "at": "9999-12-31T23:30:00-01:00"}]}}}`, `left: a time in the year 10000`},
+		{"an end that is no hash", head + `"a": {"key": "", "revision": 1, "left": [{"claim": "x", "at": "2026-11-23T10:00:00Z"}]}}}`, `"x" is not the hash of a claim`},
+		{"a ticket that is none", head + `"a": {"key": "k", "revision": 1, "holders": [{"locked_by": "h", "since": "2026-11-23T10:00:00Z", "token": 1, "ticket": "x"}]}}}`, `ticket is "x"`},
 		{"holders without a key", head + `"a": {"key": "", "revision": 1, "holders": [{"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 1}]}}}`, "1 holders"},
 		{"a key without holders", head + `"a": {"key": "k", "revision": 1}}}`, "0 holders"},
 		{"one holder twice", head + `"a": {"key": "k", "revision": 2, "holders": [{"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 1}, {"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 2}]}}}`, "twice"},
@@ -330,4 +342,72 @@ func FuzzState(f *testing.F) {
 			t.Fatalf("wrote\n%s\nthen\n%s", written, got)
 		}
 	})
+}
+
+// A file that is a mount point cannot be replaced: that is a refusal, and the
+// start says what to do.
+func TestMountPointIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "locker.json")
+	st, s := openAt(t, path)
+	st.steps.rename = func(from, to string) error {
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: syscall.EBUSY}
+	}
+	_, err := newCommitter(st, s, newMetrics(), quiet(), time.Now)
+	if err == nil || errors.Is(err, errUnknown) || !strings.Contains(err.Error(), path+" is a mount point, which cannot be replaced: mount its folder instead") {
+		t.Errorf("error %v", err)
+	}
+	if left, _ := filepath.Glob(path + ".tmp-*"); len(left) != 0 {
+		t.Errorf("%v are left", left)
+	}
+}
+
+func TestBoundFileIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	path, other := filepath.Join(dir, "locker.json"), filepath.Join(dir, "other.json")
+	writeFile(t, path, "{}")
+	writeFile(t, other, "{}")
+	if out, err := exec.Command("mount", "--bind", other, path).CombinedOutput(); err != nil {
+		lockertest.Skip(t, fmt.Sprintf("mount: %v: %s", err, out))
+	}
+	t.Cleanup(func() { exec.Command("umount", path).Run() })
+	if err := runAgainst(t, "127.0.0.1:0", path); err == nil || !strings.Contains(err.Error(), "mount its folder instead") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestFileSystemWithoutLocks(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.ENOSYS, syscall.EOPNOTSUPP, syscall.ENOLCK} {
+		steps := realSteps()
+		steps.lock = func(*os.File) error { return errno }
+		path := filepath.Join(t.TempDir(), "locker.json")
+		_, err := openStore(path, steps)
+		if want := "the file system of " + path + ".lock cannot lock files: "; err == nil || !strings.HasPrefix(err.Error(), want) || !errors.Is(err, errno) {
+			t.Errorf("error %v, want %s", err, want)
+		}
+	}
+}
+
+func TestSecondNameIsAWarning(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "locker.json")
+	startServer(t, map[string]string{"LOCKER_CONFIG": path}).stop()
+	if err := os.Link(path, filepath.Join(dir, "other.json")); err != nil {
+		t.Fatal(err)
+	}
+	startServer(t, map[string]string{"LOCKER_CONFIG": path}).log.Await(t, `level=WARN msg="the state file has a second name`)
+}
+
+// The last revision that every reader of JSON reads exactly is not passed.
+func TestRevisionsEnd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "locker.json")
+	writeFile(t, path, fmt.Sprintf(`{"version": 2, "revision": %d, "locks": {}}`, uint64(maxRevision)-2))
+	s := startServer(t, map[string]string{"LOCKER_CONFIG": path})
+	if got := s.do(t, put, "/lock/a", jane); got.status != "200 OK" {
+		t.Fatalf("the last change: %s %s", got.status, got.body)
+	}
+	saved := read(t, path)
+	if got := s.do(t, put, "/lock/b", jane); got.status != "503 Service Unavailable" || read(t, path) != saved {
+		t.Errorf("a change beyond it: %s %s", got.status, got.body)
+	}
+	s.log.Await(t, "the state's revision is at 9007199254740992")
 }

@@ -85,6 +85,7 @@ func (r *rig) steps() steps {
 		return step(name, func() (err error) { *f, err = do(); return err })
 	}
 	return steps{
+		lock: real.lock,
 		open: func(name string) (f *os.File, err error) {
 			err = opening("open folder", &f, func() (*os.File, error) { return real.open(name) })
 			return f, err

@@ -273,7 +273,7 @@ func (v *vm) startTwice() {
 	if status := second.ProcessState.ExitCode(); status != 1 {
 		v.Errorf("the second one's exit status is %d", status)
 	}
-	if log := lockertest.Read(v, v.log); !strings.Contains(log, "locker: another locker has the state file, it holds "+v.state+".lock: stop it") {
+	if log := lockertest.Read(v, v.log); !strings.Contains(log, " has the state file, it holds "+v.state+".lock: stop it") || !strings.Contains(log, "locker: another locker, process ") {
 		v.Errorf("the second one does not say what is wrong:\n%s", log)
 	}
 }

@@ -68,7 +68,7 @@ func TestAbortWhileWaiting(t *testing.T) {
 		waiter.Failed(t, "lock myLock: aborted: the claim of k is given back\n")
 		ensure := p.Out(t, "2", unlock)
 		ensure.OK(t)
-		ensure.Said(t, "warning: \x1b[0mnothing to do: this claim of k on lock myLock was withdrawn at ")
+		ensure.Said(t, "nothing to do: this claim of k on lock myLock was withdrawn at ")
 		if l := s.Lock("myLock"); len(l.Holders) != 1 || len(l.Waiters) != 0 {
 			t.Errorf("lock %+v", l)
 		}
