@@ -183,7 +183,7 @@ func (a answer) waitedWords() string {
 }
 
 func (a answer) success(format string, args ...any) reply {
-	words := resource.Answer{Response: fmt.Sprintf(format, args...), Token: a.token, Repeat: a.verdict == repeated}
+	words := resource.Answer{Response: fmt.Sprintf(format, args...), Token: a.token, Slot: a.lock.slotOf(a.token), Repeat: a.verdict == repeated}
 	if words.Ended = a.how.ended(); words.Ended != "" {
 		words.EndedAt = inSeconds(a.at)
 	}
@@ -197,6 +197,16 @@ func (a answer) refusal(status int, format string, args ...any) reply {
 		rep.header = map[string]string{"Retry-After": "1"}
 	}
 	return rep
+}
+
+// slotOf returns the slot of the hold with that token, 0 when there is none.
+func (l *lock) slotOf(token uint64) int {
+	for _, h := range l.Holders {
+		if h.Token == token {
+			return h.Slot
+		}
+	}
+	return 0
 }
 
 func (l *lock) overLimit() string {
@@ -213,7 +223,9 @@ func (l *lock) whyNot(who identity) string {
 		return ""
 	case l.named(who.LockedBy) >= 0:
 		return "; that is the same name, which holds the lock once: it waits for itself, unless it sends the same id"
-	case len(l.Waiters) > 0 && l.Waiters[0].identity != who:
+	case len(l.Waiters) == 0:
+		return "; the key fits, but as many hold the lock as their slots allow"
+	case l.Waiters[0].identity != who:
 		return fmt.Sprintf("; the key fits, but %s was first in line with the key %s", l.Waiters[0].LockedBy, l.Waiters[0].Key)
 	}
 	return ""
@@ -263,7 +275,7 @@ func (l *lock) show(waiters int) resource.Lock {
 	}
 	for i, h := range l.Holders {
 		shown.LockedBy[h.LockedBy] = 1
-		shown.Holders[i] = resource.Holder{LockedBy: h.LockedBy, Since: inSeconds(h.Since), Token: h.Token, Link: h.Link, Expires: inSeconds(h.Expires)}
+		shown.Holders[i] = resource.Holder{LockedBy: h.LockedBy, Since: inSeconds(h.Since), Token: h.Token, Link: h.Link, Expires: inSeconds(h.Expires), Slot: h.Slot, Slots: h.Slots, Reason: h.Reason}
 	}
 	for i, w := range l.Waiters[:waiters] {
 		shown.Waiters[i] = resource.Waiter{Key: w.Key, LockedBy: w.LockedBy, Since: inSeconds(w.Since), Link: w.Link}

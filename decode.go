@@ -62,7 +62,7 @@ func parseQuery(r *http.Request, known ...string) (url.Values, error) {
 // error has every problem.
 func decodeTake(body []byte) (claim, time.Duration, error) {
 	t, err := resource.DecodeTake(body)
-	c := claim{identity: identity{t.Key, cmp.Or(t.LockedBy, t.Key), t.ID}, TTL: t.TTL, Link: t.Link}
+	c := claim{identity: identity{t.Key, cmp.Or(t.LockedBy, t.Key), t.ID}, TTL: t.TTL, Link: t.Link, Slots: t.Slots, Reason: t.Reason}
 	c.Ticket, err = decodeTicket(t.Ticket, err)
 	return c, min(time.Duration(t.Wait), maxWait), err
 }

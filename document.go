@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -133,6 +134,7 @@ func (s *state) decodeLocks(m member) error {
 		for _, e := range saved.Left {
 			l.Left = append(l.Left, e.in(name))
 		}
+		l.giveSlots()
 		if err == nil {
 			err = l.check(s.revision)
 		}
@@ -143,6 +145,22 @@ func (s *state) decodeLocks(m member) error {
 		s.locks = append(s.locks, l)
 		return nil
 	})
+}
+
+// giveSlots gives the holders of an older file, which have none, slots in the order
+// of their tokens.
+func (l *lock) giveSlots() {
+	if slices.ContainsFunc(l.Holders, func(h holder) bool { return h.Slot != 0 }) {
+		return
+	}
+	order := make([]*holder, len(l.Holders))
+	for i := range l.Holders {
+		order[i] = &l.Holders[i]
+	}
+	slices.SortFunc(order, func(a, b *holder) int { return cmp.Compare(a.Token, b.Token) })
+	for i, h := range order {
+		h.Slot = i + 1
+	}
 }
 
 // savedEnd is an end as it is saved, or as older files have it: with the claim
@@ -177,7 +195,7 @@ func decodeOriginal(members map[string]member, now time.Time) (*state, error) {
 		for _, lockedBy := range slices.Sorted(maps.Keys(saved.LockedBy)) {
 			if saved.LockedBy[lockedBy] > 0 {
 				s.revision++
-				l.Holders = append(l.Holders, holder{LockedBy: lockedBy, Since: now, Token: s.revision})
+				l.Holders = append(l.Holders, holder{LockedBy: lockedBy, Since: now, Token: s.revision, Slot: len(l.Holders) + 1})
 			}
 		}
 		if l.free() {
@@ -206,8 +224,12 @@ func (l *lock) check(revision uint64) error {
 	}
 	var last uint64
 	var claims []identity
-	tokens := map[uint64]bool{}
+	tokens, slots := map[uint64]bool{}, map[int]bool{}
 	for i, h := range l.Holders {
+		if h.Slot < 1 || slots[h.Slot] || h.Slots < 0 {
+			return fmt.Errorf("holder %q: its slot %d is another's too, or is none", h.LockedBy, h.Slot)
+		}
+		slots[h.Slot] = true
 		if h.Token == 0 || h.Token > l.Revision || tokens[h.Token] || l.named(h.LockedBy) != i {
 			return fmt.Errorf("holder %q: it is there twice, or its token %d is not one of this lock", h.LockedBy, h.Token)
 		}

@@ -68,7 +68,7 @@ type event struct {
 	token    uint64
 	lasted   time.Duration // how long it was held or waited for
 	by       string        // who forced it
-	why      string        // it was forced, withdrawn or given back
+	why      string        // it is held, or was forced, withdrawn or given back
 }
 
 // draft is a copy of a state to which one batch of requests is applied. It is
@@ -160,7 +160,7 @@ func (d *draft) take(name string, c claim, wait bool) outcome {
 	if !c.Ticket.IsZero() && c.Ticket.compare(d.horizon) < 0 {
 		return outcome{verdict: oldTicket}
 	}
-	fits := len(l.Waiters) == 0 && l.fits(c.identity)
+	fits := len(l.Waiters) == 0 && l.fits(c)
 	switch {
 	case !fits && !wait:
 		return outcome{verdict: refused}
@@ -242,12 +242,15 @@ func (d *draft) takeAgain(name string, i int, c claim, wait bool) outcome {
 // grant makes c a holder that waited that long, and returns its token.
 func (d *draft) grant(l *lock, c claim, waited time.Duration) uint64 {
 	d.revision++
-	h := holder{LockedBy: c.LockedBy, ID: c.ID, Link: c.Link, Since: d.now, Token: d.revision, Ticket: c.Ticket}
+	h := holder{
+		LockedBy: c.LockedBy, ID: c.ID, Link: c.Link, Since: d.now, Token: d.revision,
+		Slot: l.slot(), Slots: c.Slots, Reason: c.Reason, Ticket: c.Ticket,
+	}
 	if c.TTL > 0 {
 		h.Expires = d.now.Add(time.Duration(c.TTL))
 	}
 	l.Key, l.Revision, l.Holders = c.Key, d.revision, append(l.Holders, h)
-	d.note(event{what: "grant", lock: l.name, identity: c.identity, link: c.Link, token: h.Token, lasted: waited})
+	d.note(event{what: "grant", lock: l.name, identity: c.identity, link: c.Link, token: h.Token, lasted: waited, why: c.Reason})
 	return h.Token
 }
 
@@ -256,7 +259,7 @@ func (d *draft) grant(l *lock, c claim, waited time.Duration) uint64 {
 func (d *draft) advance(name string) {
 	for {
 		l := d.look(name)
-		if len(l.Waiters) == 0 || !l.fits(l.Waiters[0].identity) || !d.there(l.Waiters[0]) {
+		if len(l.Waiters) == 0 || !l.fits(l.Waiters[0].claim) || !d.there(l.Waiters[0]) {
 			return
 		}
 		w := l.Waiters[0]

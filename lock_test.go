@@ -255,6 +255,45 @@ func TestWaiterWithoutIDLeavesWithItsRequest(t *testing.T) {
 	b.want("k:a", "")
 }
 
+// At most as many hold a lock as the fewest slots that one of them named; each
+// has the smallest number that was free, and keeps it.
+func TestSlots(t *testing.T) {
+	b := newBench(t)
+	take := func(words string, slots int) outcome {
+		c := of(words)
+		c.Slots = slots
+		return b.take(c, true)
+	}
+	slots := func(want ...int) {
+		t.Helper()
+		var got []int
+		for _, h := range b.s.look("l").Holders {
+			got = append(got, h.Slot)
+		}
+		if !slices.Equal(got, want) {
+			t.Fatalf("slots %v, want %v", got, want)
+		}
+	}
+	take("k a", 3)
+	take("k b", 3)
+	take("k c", 0) // no limit of its own
+	b.wantVerdict(take("k d", 3), queued)
+	b.wantVerdict(take("k e", 5), queued)
+	slots(1, 2, 3)
+	b.release(of("k b").identity, false)
+	b.want("k:a,c,d", "e")
+	slots(1, 3, 2)
+	b.release(of("k a").identity, false)
+	b.want("k:c,d,e", "")
+	slots(3, 2, 1)
+	b.wantVerdict(take("k f", 2), queued) // it would be one of four, and allows two
+	b.release(of("k d").identity, false)
+	b.want("k:c,e", "f")
+	b.release(of("k c").identity, false)
+	b.want("k:e,f", "")
+	slots(1, 2)
+}
+
 // A waiter without an id is passed over when its connection turns out to be
 // closed; one with an id comes back by another.
 func TestHungUpWaiterIsPassedOver(t *testing.T) {
@@ -590,7 +629,7 @@ func (w *world) check(before *state) error {
 		if err := l.check(w.s.revision); err != nil { // one key, one holder of a name, one place for a claim
 			return fmt.Errorf("lock %s: %w", l.name, err)
 		}
-		if len(l.Waiters) > 0 && l.fits(l.Waiters[0].identity) && w.asked[l.Waiters[0].Revision] > 0 {
+		if len(l.Waiters) > 0 && l.fits(l.Waiters[0].claim) && w.asked[l.Waiters[0].Revision] > 0 {
 			return fmt.Errorf("lock %s: its next waiter is there, and was not granted it", l.name)
 		}
 		if err := orderKept(before.look(l.name), l, before.revision); err != nil {

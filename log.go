@@ -24,6 +24,9 @@ func logEvents(log *slog.Logger, events []event) {
 		switch e.what {
 		case "grant":
 			attrs = append(attrs, slog.Duration("waited", e.lasted))
+			if e.why != "" {
+				attrs = append(attrs, slog.String("reason", e.why))
+			}
 		case "withdraw":
 			attrs = append(attrs, slog.Duration("waited", e.lasted), slog.String("reason", e.why))
 		case "release", "expire":

@@ -27,12 +27,12 @@ func TestLogTellsALocksStory(t *testing.T) {
 		return s.do(t, method, path, body, "Authorization", right)
 	}
 	do(put, "/lock/myLock", jane)
-	do(put, "/lock/myLock", jane)                                      // again
-	do(put, "/lock/myLock", `{"key": "other"}`)                        // refused
-	do(del, "/lock/myLock", `{"key": "other"}`)                        // the wrong key
-	do(del, "/lock/myLock?force=true", `{"locked_by": "nobody"}`)      // nobody
-	s.do(t, put, "/lock/myLock", jane, "Authorization", wrong)         // refused
-	do(put, "/lock/other", `{"key": "k", "reason": "not understood"}`) // 400
+	do(put, "/lock/myLock", jane)                                       // again
+	do(put, "/lock/myLock", `{"key": "other"}`)                         // refused
+	do(del, "/lock/myLock", `{"key": "other"}`)                         // the wrong key
+	do(del, "/lock/myLock?force=true", `{"locked_by": "nobody"}`)       // nobody
+	s.do(t, put, "/lock/myLock", jane, "Authorization", wrong)          // refused
+	do(put, "/lock/other", `{"key": "k", "because": "not understood"}`) // 400
 
 	george := make(chan exchange, 1)
 	go func() {

@@ -43,6 +43,8 @@ type modelClaim struct {
 	number  uint64    // token of a holder, revision of a waiter
 	expires time.Time // zero: never
 	ticket  ticket
+	slots   int // 0: no limit
+	slot    int
 	here    bool // a waiter's request is in this batch
 }
 
@@ -205,9 +207,14 @@ func (m *model) forget(l *modelLock, c modelClaim) {
 	l.saved = slices.DeleteFunc(l.saved, func(e modelEnd) bool { return e.who == c.who })
 }
 
-func (l *modelLock) room(who identity) bool {
+func (l *modelLock) room(c modelClaim) bool {
+	for _, h := range append(slices.Clone(l.holders), c) {
+		if h.slots > 0 && len(l.holders) >= h.slots {
+			return false
+		}
+	}
 	for _, h := range l.holders {
-		if h.who.Key != who.Key || h.who.LockedBy == who.LockedBy {
+		if h.who.Key != c.who.Key || h.who.LockedBy == c.who.LockedBy {
 			return false
 		}
 	}
@@ -217,7 +224,7 @@ func (l *modelLock) room(who identity) bool {
 func (m *model) moveUp(l *modelLock, now time.Time, asking inFlight) {
 	for len(l.queue) > 0 {
 		w := l.queue[0]
-		if there, _ := asking(w.number); !there && !w.here || !l.room(w.who) {
+		if there, _ := asking(w.number); !there && !w.here || !l.room(w) {
 			return
 		}
 		l.queue = l.queue[1:]
@@ -231,6 +238,12 @@ func (m *model) grant(l *modelLock, c modelClaim, now time.Time) uint64 {
 	c.number, c.expires = m.revision, time.Time{}
 	if c.ttl > 0 {
 		c.expires = now.Add(c.ttl)
+	}
+	taken := map[int]bool{}
+	for _, h := range l.holders {
+		taken[h.slot] = true
+	}
+	for c.slot = 1; taken[c.slot]; c.slot++ {
 	}
 	l.holders = append(l.holders, c)
 	return c.number
@@ -265,12 +278,13 @@ func (m *model) take(name string, c modelClaim, wait bool, now time.Time, asking
 	}
 	for i, w := range l.queue {
 		if c.who.ID != "" && w.who == c.who {
-			if w.ttl != c.ttl || w.link != c.link || earlier(w.ticket, c.ticket) {
+			if w.ttl != c.ttl || w.link != c.link || w.slots != c.slots || earlier(w.ticket, c.ticket) {
 				m.revision++
 			}
 			l.queue[i].ticket = later(w.ticket, c.ticket)
 			here := wait || w.here
 			l.queue[i].ttl, l.queue[i].link, l.queue[i].here = c.ttl, c.link, true
+			l.queue[i].slots = c.slots
 			m.moveUp(l, now, asking)
 			for _, h := range l.holders {
 				if h.who == c.who {
@@ -288,7 +302,7 @@ func (m *model) take(name string, c modelClaim, wait bool, now time.Time, asking
 	if c.ticket != (ticket{}) && earlier(c.ticket, m.horizon) {
 		return outcome{verdict: oldTicket}
 	}
-	if len(l.queue) == 0 && l.room(c.who) {
+	if len(l.queue) == 0 && l.room(c) {
 		m.forget(l, c)
 		return outcome{verdict: granted, token: m.grant(l, c, now)}
 	}
@@ -417,6 +431,7 @@ type op struct {
 	ttl       time.Duration
 	link      string
 	ticket    ticket
+	slots     int
 }
 
 // randomOp returns a request of some run, which may be late or sent again: its
@@ -432,6 +447,9 @@ func randomOp(r *rand.Rand, tickets []ticket) op {
 	if r.IntN(4) == 0 {
 		o.ttl = time.Duration(1+r.IntN(30)) * time.Second
 	}
+	if r.IntN(2) == 0 {
+		o.slots = 1 + r.IntN(3)
+	}
 	if o.what == "force" && r.IntN(3) == 0 || o.what == "release" && r.IntN(6) == 0 {
 		o.who.LockedBy = ""
 	}
@@ -444,7 +462,7 @@ func randomOp(r *rand.Rand, tickets []ticket) op {
 func (o op) apply(d *draft) outcome {
 	switch o.what {
 	case "take":
-		return d.take(o.lock, claim{o.who, resource.Duration(o.ttl), o.link, o.ticket}, o.wait)
+		return d.take(o.lock, claim{o.who, resource.Duration(o.ttl), o.link, o.slots, "", o.ticket}, o.wait)
 	case "release":
 		return d.release(o.lock, release{o.who, o.own, o.ticket})
 	}
@@ -454,7 +472,7 @@ func (o op) apply(d *draft) outcome {
 func (o op) model(m *model, now time.Time, asking inFlight) outcome {
 	switch o.what {
 	case "take":
-		return m.take(o.lock, modelClaim{who: o.who, ttl: o.ttl, link: o.link, ticket: o.ticket}, o.wait, now, asking)
+		return m.take(o.lock, modelClaim{who: o.who, ttl: o.ttl, link: o.link, ticket: o.ticket, slots: o.slots}, o.wait, now, asking)
 	case "release":
 		return m.release(o.lock, release{o.who, o.own, o.ticket}, now, asking)
 	}
@@ -471,10 +489,10 @@ func dump(s *state) []string {
 		}
 		line := fmt.Sprintf("%s %d:", l.name, l.Revision)
 		for _, h := range l.Holders {
-			line += fmt.Sprint(" ", identity{l.Key, h.LockedBy, h.ID}, h.Token, h.Link, h.Expires.Unix(), h.Ticket)
+			line += fmt.Sprint(" ", identity{l.Key, h.LockedBy, h.ID}, h.Token, h.Link, h.Expires.Unix(), h.Ticket, h.Slot, h.Slots)
 		}
 		for _, w := range l.Waiters {
-			line += fmt.Sprint(" then ", w.identity, w.Revision, w.Link, time.Duration(w.TTL), w.Ticket)
+			line += fmt.Sprint(" then ", w.identity, w.Revision, w.Link, time.Duration(w.TTL), w.Ticket, w.Slots)
 		}
 		lines = append(lines, line)
 	}
@@ -490,10 +508,10 @@ func (m *model) dump() []string {
 		}
 		line := fmt.Sprintf("%s %d:", name, l.revision)
 		for _, h := range l.holders {
-			line += fmt.Sprint(" ", h.who, h.number, h.link, h.expires.Unix(), h.ticket)
+			line += fmt.Sprint(" ", h.who, h.number, h.link, h.expires.Unix(), h.ticket, h.slot, h.slots)
 		}
 		for _, w := range l.queue {
-			line += fmt.Sprint(" then ", w.who, w.number, w.link, w.ttl, w.ticket)
+			line += fmt.Sprint(" then ", w.who, w.number, w.link, w.ttl, w.ticket, w.slots)
 		}
 		lines = append(lines, line)
 	}

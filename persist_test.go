@@ -177,6 +177,8 @@ func TestRefusedStateFiles(t *testing.T) {
 		{"an end in the year 10000", head + `"a": {"key": "", "revision": 1, "left": [{"claim": "E3yYlfb3U787n4QJ7MU01C1xFkK3JrBE", "at": "9999-12-31T23:30:00-01:00"}]}}}`, `left: a time in the year 10000`},
 		{"an end that is no hash", head + `"a": {"key": "", "revision": 1, "left": [{"claim": "x", "at": "2026-11-23T10:00:00Z"}]}}}`, `"x" is not the hash of a claim`},
 		{"a ticket that is none", head + `"a": {"key": "k", "revision": 1, "holders": [{"locked_by": "h", "since": "2026-11-23T10:00:00Z", "token": 1, "ticket": "x"}]}}}`, `ticket is "x"`},
+		{"one slot twice", head + `"a": {"key": "k", "revision": 2, "holders": [{"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 1, "slot": 1}, {"locked_by": "y", "since": "2026-11-23T10:00:00Z", "token": 2, "slot": 1}]}}}`, `holder "y": its slot 1 is another's too`},
+		{"a slot alone", head + `"a": {"key": "k", "revision": 2, "holders": [{"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 1, "slot": 1}, {"locked_by": "y", "since": "2026-11-23T10:00:00Z", "token": 2}]}}}`, `holder "y": its slot 0`},
 		{"holders without a key", head + `"a": {"key": "", "revision": 1, "holders": [{"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 1}]}}}`, "1 holders"},
 		{"a key without holders", head + `"a": {"key": "k", "revision": 1}}}`, "0 holders"},
 		{"one holder twice", head + `"a": {"key": "k", "revision": 2, "holders": [{"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 1}, {"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 2}]}}}`, "twice"},
@@ -410,4 +412,16 @@ func TestRevisionsEnd(t *testing.T) {
 		t.Errorf("a change beyond it: %s %s", got.status, got.body)
 	}
 	s.log.Await(t, "the state's revision is at 9007199254740992")
+}
+
+// Holders of a file from before there were slots get them in the order of their
+// tokens.
+func TestOlderHoldersGetSlots(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "locker.json")
+	writeFile(t, path, `{"version": 2, "revision": 9, "locks": {"a": {"key": "k", "revision": 9, "holders": [
+		{"locked_by": "late", "since": "2026-11-23T10:00:00Z", "token": 9}, {"locked_by": "early", "since": "2026-11-23T10:00:00Z", "token": 3}]}}}`)
+	_, s := openAt(t, path)
+	if h := s.look("a").Holders; h[0].Slot != 2 || h[1].Slot != 1 {
+		t.Errorf("holders %+v", h)
+	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"errors"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -55,6 +56,8 @@ type claim struct {
 	identity
 	TTL    resource.Duration `json:"ttl,omitzero"` // zero never expires
 	Link   string            `json:"link,omitempty"`
+	Slots  int               `json:"slots,omitempty"` // at most so many holders at once; 0 is no limit
+	Reason string            `json:"reason,omitempty"`
 	Ticket ticket            `json:"ticket,omitzero"` // the newest that a take brought
 }
 
@@ -66,7 +69,10 @@ type holder struct {
 	Since    time.Time `json:"since"`
 	Expires  time.Time `json:"expires,omitzero"` // by the wall clock; zero is never
 	Token    uint64    `json:"token"`            // the revision at which it was granted
-	Ticket   ticket    `json:"ticket,omitzero"`  // the newest that a take brought
+	Slot     int       `json:"slot"`             // its number among the holders, from 1
+	Slots    int       `json:"slots,omitempty"`
+	Reason   string    `json:"reason,omitempty"`
+	Ticket   ticket    `json:"ticket,omitzero"` // the newest that a take brought
 }
 
 // waiter is a queued claim. The revision at which it was queued names it as
@@ -101,8 +107,32 @@ func newLock(name string) *lock {
 func (l *lock) free() bool { return len(l.Holders) == 0 }
 
 // fits reports whether a claim can join the holders.
-func (l *lock) fits(c identity) bool {
-	return l.free() || l.Key == c.Key && l.named(c.LockedBy) < 0
+func (l *lock) fits(c claim) bool {
+	return l.free() || l.Key == c.Key && l.named(c.LockedBy) < 0 && len(l.Holders) < l.slots(c)
+}
+
+// slots returns how many holders there may be with c: the fewest that one of them
+// wants.
+func (l *lock) slots(c claim) int {
+	fewest := math.MaxInt
+	if c.Slots > 0 {
+		fewest = c.Slots
+	}
+	for _, h := range l.Holders {
+		if h.Slots > 0 {
+			fewest = min(fewest, h.Slots)
+		}
+	}
+	return fewest
+}
+
+// slot returns the smallest number that no holder has.
+func (l *lock) slot() int {
+	for slot := 1; ; slot++ {
+		if !slices.ContainsFunc(l.Holders, func(h holder) bool { return h.Slot == slot }) {
+			return slot
+		}
+	}
 }
 
 func (l *lock) named(lockedBy string) int {

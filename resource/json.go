@@ -106,8 +106,11 @@ func store(value json.RawMessage, field any) error {
 }
 
 func wanted(t reflect.Type) string {
-	if t.Kind() == reflect.Bool {
+	switch t.Kind() {
+	case reflect.Bool:
 		return "write true or false"
+	case reflect.Int:
+		return "write a whole number, such as 3"
 	}
 	return `write text, in quotes: "…"`
 }

@@ -13,8 +13,9 @@ import (
 // place.
 
 const (
-	MaxName = 255   // bytes of a lock's name, a key, a locked_by and an id
-	MaxLink = 2_048 // bytes
+	MaxName  = 255   // bytes of a lock's name, a key, a locked_by and an id
+	MaxSlots = 1_000 // of one lock
+	MaxLink  = 2_048 // bytes
 )
 
 // CheckName reports why a key, a locked_by or an id is not allowed. The member
@@ -120,4 +121,20 @@ func agreed(aliases ...alias) (string, error) {
 		return "", nil
 	}
 	return *first.name, CheckName("locked_by", *first.name)
+}
+
+// CheckSlots reports why n holders at most is not a limit.
+func CheckSlots(n int) error {
+	if n < 1 || n > MaxSlots {
+		return fmt.Errorf("slots is %d: it must be a whole number from 1 to %d", n, MaxSlots)
+	}
+	return nil
+}
+
+// CheckReason reports why a text cannot say why a lock is held; it may be empty.
+func CheckReason(reason string) error {
+	if reason == "" {
+		return nil
+	}
+	return CheckName("reason", reason)
 }

@@ -34,6 +34,9 @@ type Holder struct {
 	Token    uint64    `json:"token"` // the fencing token: it grows with every grant
 	Link     string    `json:"link,omitempty"`
 	Expires  time.Time `json:"expires,omitzero"`
+	Slot     int       `json:"slot"`            // the smallest number from 1 that no other holder has
+	Slots    int       `json:"slots,omitempty"` // at most so many holders at once; 0 is no limit
+	Reason   string    `json:"reason,omitempty"`
 }
 
 // Waiter is a queued claim.
@@ -52,6 +55,8 @@ type Take struct {
 	Wait     Duration `json:"wait,omitzero"`
 	TTL      Duration `json:"ttl,omitzero"`
 	Link     string   `json:"link,omitempty"`
+	Slots    int      `json:"slots,omitempty"`
+	Reason   string   `json:"reason,omitempty"`
 	Ticket   string   `json:"ticket,omitempty"`
 }
 
@@ -76,6 +81,7 @@ type Answer struct {
 	Response string `json:"response"`
 	Lock     Lock   `json:"lock,omitzero"`
 	Token    uint64 `json:"token,omitempty"`
+	Slot     int    `json:"slot,omitempty"`
 	Repeat   bool   `json:"repeat,omitempty"` // the claim held the lock before this request
 
 	// How and when the claim of a release ended before it: "released",
@@ -121,8 +127,9 @@ func DecodeTake(data []byte) (Take, error) {
 	var t Take
 	var a asker
 	var ttl *Duration
+	var slots *int
 	members := a.members()
-	maps.Copy(members, map[string]any{"wait": &t.Wait, "ttl": &ttl, "link": &t.Link})
+	maps.Copy(members, map[string]any{"wait": &t.Wait, "ttl": &ttl, "link": &t.Link, "slots": &slots, "reason": &t.Reason})
 	if err := Decode(data, members); err != nil {
 		return Take{}, err
 	}
@@ -132,7 +139,11 @@ func DecodeTake(data []byte) (Take, error) {
 			problems = append(problems, errors.New("ttl is less than 1s: leave it out for a hold that does not expire"))
 		}
 	}
-	return t, errors.Join(append(problems, CheckLink(t.Link))...)
+	if slots != nil {
+		t.Slots = *slots
+		problems = append(problems, CheckSlots(t.Slots))
+	}
+	return t, errors.Join(append(problems, CheckLink(t.Link), CheckReason(t.Reason))...)
 }
 
 // DecodeRelease reads a Release strictly, see Decode. The error has every
@@ -164,6 +175,9 @@ func DecodeForce(data []byte) (Force, error) {
 	err := Decode(data, members)
 	if err == nil {
 		f.LockedBy, err = a.name()
+	}
+	if len(f.Reason) > MaxName {
+		err = errors.Join(err, fmt.Errorf("reason has %d bytes: at most %d are allowed", len(f.Reason), MaxName))
 	}
 	return f, err
 }

@@ -86,7 +86,7 @@ id is empty: it must have 1 to 255 bytes
 ttl is less than 1s: leave it out for a hold that does not expire
 link is not an http or https URL of at most 2048 bytes, without credentials`},
 		{take, `{"key":1,"own":true}`, `key: a JSON number is not what belongs here: write text, in quotes: "…"
-unknown member "own": known are id, key, link, lock_by, locked_by, requestor, ticket, ttl, wait`},
+unknown member "own": known are id, key, link, lock_by, locked_by, reason, requestor, slots, ticket, ttl, wait`},
 		{release, `{"key":"","own":true}`, `key is empty: it must have 1 to 255 bytes
 own goes with an id: that says what this build took`},
 		{release, `{"key":"k","wait":"1s"}`, `unknown member "wait": known are id, key, lock_by, locked_by, own, requestor, ticket`},

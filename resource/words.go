@@ -30,6 +30,9 @@ func HeldBy(name string, l Lock, now time.Time) string {
 		if !now.IsZero() {
 			words += fmt.Sprintf(" (for %s)", age(now.Sub(h.Since)))
 		}
+		if h.Reason != "" {
+			words += ": " + h.Reason
+		}
 		if h.Link != "" {
 			words += " " + h.Link
 		}
