@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
@@ -34,6 +35,23 @@ func buildID(getenv func(string) string) (id string, known bool) {
 		id = fmt.Sprintf("%x", sha256.Sum256([]byte(id)))
 	}
 	return id, true
+}
+
+// buildName returns what people call the build; builds of one job differ.
+func buildName(getenv func(string) string) string {
+	job := getenv("BUILD_JOB_NAME")
+	if job == "" {
+		return "build " + cmp.Or(getenv("BUILD_ID"), rand.Text())
+	}
+	name := getenv("BUILD_TEAM_NAME") + "/" + getenv("BUILD_PIPELINE_NAME") + "/"
+	if vars := getenv("BUILD_PIPELINE_INSTANCE_VARS"); vars != "" {
+		name += vars + "/"
+	}
+	name += job + " #" + getenv("BUILD_NAME")
+	if CheckName("locked_by", name) != nil || checkNewName("locked_by", name) != nil {
+		name = fmt.Sprintf("%x", sha256.Sum256([]byte(name)))
+	}
+	return name
 }
 
 // buildLink returns the URL of the build, "" when the environment has none.

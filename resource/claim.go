@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -18,32 +19,48 @@ const outBudget = 10 * time.Minute // how long out goes on trying, until its cla
 type outParams struct {
 	key, lockOp, lockedBy, lockBy string
 	ttl                           lease
+	wait                          *Duration
+	slots                         *int
+	reason                        string
 	own                           *flag
 }
 
 func (o *outParams) fields() map[string]any {
 	return map[string]any{
 		"key": &o.key, "lock_op": &o.lockOp, "locked_by": &o.lockedBy, "lock_by": &o.lockBy,
-		"ttl": &o.ttl, "own": &o.own,
+		"ttl": &o.ttl, "wait": &o.wait, "slots": &o.slots, "reason": &o.reason, "own": &o.own,
 	}
 }
 
-// check reports every problem, and settles on one name.
-func (o *outParams) check() error {
+// check reports every problem, and settles on one name. An unlock that names
+// nobody means what the build itself has.
+func (o *outParams) check(getenv func(string) string) error {
 	problems := []error{checkGiven("key", o.key, CheckName)}
 	switch {
 	case o.lockOp != "lock" && o.lockOp != "unlock":
 		problems = append(problems, errors.New("lock_op is missing or unknown: set it to lock or unlock"))
-	case o.lockOp == "unlock" && o.ttl != 0:
-		problems = append(problems, errors.New("ttl goes with lock_op: lock, not with unlock: leave it out"))
+	case o.lockOp == "unlock":
+		for _, of := range []struct {
+			name  string
+			there bool
+		}{{"ttl", o.ttl != 0}, {"wait", o.wait != nil}, {"slots", o.slots != nil}, {"reason", o.reason != ""}} {
+			if of.there {
+				problems = append(problems, fmt.Errorf("%s goes with lock_op: lock, not with unlock: leave it out", of.name))
+			}
+		}
 	case o.lockOp == "lock" && o.own != nil:
 		problems = append(problems, errors.New("own goes with lock_op: unlock, not with lock: leave it out"))
 	}
 	name, err := agreed(alias{"locked_by", given(o.lockedBy)}, alias{"lock_by", given(o.lockBy)})
 	if o.lockOp == "lock" {
-		problems = append(problems, checkNewName("key", o.key), checkNewName("locked_by", name))
+		problems = append(problems, checkNewName("key", o.key), checkNewName("locked_by", name), CheckReason(o.reason))
+		if o.slots != nil {
+			problems = append(problems, CheckSlots(*o.slots))
+			name = cmp.Or(name, buildName(getenv))
+		}
+		name = cmp.Or(name, o.key)
 	}
-	o.lockedBy = cmp.Or(name, o.key)
+	o.lockedBy = name
 	return errors.Join(append(problems, err)...)
 }
 
@@ -109,18 +126,23 @@ func (c *claim) seen(l Lock) {
 	}
 }
 
-// report answers Concourse with the version that the lock has after a.
+// report answers Concourse with a version: the token of a grant, which is that
+// grant's alone, or the revision that the lock has after a release.
 func (c *claim) report(a Answer, waited string) error {
-	ref, err := json.Marshal(version{strconv.FormatUint(a.Lock.Revision, 10)})
+	ref, err := json.Marshal(version{number(cmp.Or(a.Token, a.Lock.Revision))})
 	if err != nil {
 		return err
 	}
-	token := ""
-	if a.Token != 0 {
-		token = strconv.FormatUint(a.Token, 10)
-	}
 	return c.answer(result{ref, rows("lock", c.name, "lock_op", c.params.lockOp, "key", c.params.key,
-		"locked_by", c.params.lockedBy, "token", token, "waited", waited, "build", c.link)})
+		"locked_by", c.params.lockedBy, "token", number(a.Token), "slot", number(uint64(a.Slot)), "waited", waited, "build", c.link)})
+}
+
+// number returns n as text, "" for none.
+func number(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatUint(n, 10)
 }
 
 // releaseIt is what to do when a release did not succeed.

@@ -91,7 +91,8 @@ func (f *failure) Error() string { return f.message }
 type refusal struct {
 	sentence string
 	lock     Lock
-	position int // in the queue; 0 is not queued
+	position int  // in the queue; 0 is not queued
+	ended    bool // by a release
 }
 
 func (r *refusal) Error() string { return r.sentence }
@@ -249,7 +250,7 @@ func (c *client) refused(resp *http.Response, data []byte) error {
 	}
 	sentence := clean(body.Error)
 	if resp.StatusCode == http.StatusLocked && body.Lock != nil && body.Lock.Holders != nil {
-		return &refusal{sentence: sentence, lock: *body.Lock, position: body.Position}
+		return &refusal{sentence: sentence, lock: *body.Lock, position: body.Position, ended: body.Ended}
 	}
 	stale := resp.StatusCode == http.StatusConflict && sentence != ""
 	final := resp.StatusCode < 500 && !stale && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout

@@ -36,7 +36,7 @@ func TestProblemsOfARequest(t *testing.T) {
 			"source: locker_uri is missing", "source: lock_name is missing",
 		}},
 		{`{` + goodSource + `,"params":{"key":"k","lock_op":"steal","lock_opp":"lock"}}`, []string{
-			`params: unknown member "lock_opp": known are key, lock_by, lock_op, locked_by, own, ttl`,
+			`params: unknown member "lock_opp": known are key, lock_by, lock_op, locked_by, own, reason, slots, ttl, wait`,
 			"params: lock_op is missing or unknown",
 		}},
 		{`{` + goodSource + `,"params":{"key":"k","lock_op":"lock","locked_by":"a","lock_by":"b"}}`, []string{"params: locked_by and lock_by are one thing, and disagree: give one of them"}},

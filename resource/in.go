@@ -32,7 +32,7 @@ func (p *program) in(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := writeLock(p.args[0], l, data); err != nil {
+	if err := writeLock(p.args[0], r.version, l, data); err != nil {
 		return err
 	}
 	name := r.source.lockName
@@ -55,7 +55,9 @@ func checkIn(given json.RawMessage, args []string) error {
 	return errors.Join(problems...)
 }
 
-func writeLock(dir string, l Lock, data []byte) error {
+// writeLock writes the lock, and the token and the slot of the hold that the
+// version names, if it is still there: for a task that fences or chooses.
+func writeLock(dir string, of json.RawMessage, l Lock, data []byte) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -63,8 +65,15 @@ func writeLock(dir string, l Lock, data []byte) error {
 	for _, name := range names(l) {
 		owners.WriteString(name + "\n")
 	}
-	err := replaceFile(dir, "lock", []byte(owners.String()))
-	return errors.Join(err, replaceFile(dir, "lock.json", data))
+	err := errors.Join(replaceFile(dir, "lock", []byte(owners.String())), replaceFile(dir, "lock.json", data))
+	var v version
+	json.Unmarshal(of, &v)
+	for _, h := range l.Holders {
+		if number(h.Token) == v.Ref {
+			err = errors.Join(err, replaceFile(dir, "token", []byte(number(h.Token))), replaceFile(dir, "slot", []byte(strconv.Itoa(max(h.Slot, 1)))))
+		}
+	}
+	return err
 }
 
 // replaceFile writes a file beside and renames it: a link of that name, which

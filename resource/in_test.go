@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -56,7 +57,7 @@ func TestInFollowsNoLink(t *testing.T) {
 	if err := errors.Join(os.WriteFile(elsewhere, []byte("precious"), 0o600), os.Symlink(elsewhere, filepath.Join(dir, "lock"))); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeLock(dir, Lock{Holders: []Holder{{LockedBy: "a"}}}, []byte("{}")); err != nil {
+	if err := writeLock(dir, json.RawMessage(`{"ref":"3"}`), Lock{Holders: []Holder{{LockedBy: "a"}}}, []byte("{}")); err != nil {
 		t.Fatal(err)
 	}
 	got, err := os.ReadFile(filepath.Join(dir, "lock"))
@@ -76,4 +77,25 @@ func TestInWantsARef(t *testing.T) {
 			t.Errorf("%s: error %v", version, err)
 		}
 	}
+}
+
+// The token and the slot are those of the hold that the version names.
+func TestInWritesTokenAndSlot(t *testing.T) {
+	l := Lock{Holders: []Holder{{LockedBy: "a", Token: 3, Slot: 2}, {LockedBy: "b", Token: 5, Slot: 1}}}
+	for ref, want := range map[string][2]string{"3": {"3", "2"}, "5": {"5", "1"}, "4": {}} {
+		dir := t.TempDir()
+		if err := writeLock(dir, encodeVersion(ref), l, []byte("{}")); err != nil {
+			t.Fatal(err)
+		}
+		token, _ := os.ReadFile(filepath.Join(dir, "token"))
+		slot, _ := os.ReadFile(filepath.Join(dir, "slot"))
+		if got := [2]string{string(token), string(slot)}; got != want {
+			t.Errorf("version %s: %q, want %q", ref, got, want)
+		}
+	}
+}
+
+func encodeVersion(ref string) json.RawMessage {
+	data, _ := json.Marshal(version{ref})
+	return data
 }

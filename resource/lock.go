@@ -105,14 +105,18 @@ func (c *claim) interrupt(leaving context.Context, ended <-chan taken, giveUp fu
 func (c *claim) take(ctx, requests context.Context) (t taken) {
 	ask := Take{
 		Key: c.params.key, LockedBy: c.params.lockedBy, ID: c.id, Link: c.link,
-		Wait: Duration(firstWait), TTL: Duration(c.params.ttl),
+		TTL: Duration(c.params.ttl), Reason: c.params.reason,
 	}
+	if c.params.slots != nil {
+		ask.Slots = *c.params.slots
+	}
+	limit := &limit{wait: c.params.wait}
 	trying := &patience{budget: outBudget, say: c.say}
 	queue := &queueLog{claim: c}
 	for t.err = ctx.Err(); t.err == nil; t.err = ctx.Err() {
 		asked := time.Now()
 		if t.err = c.fetch(requests); t.err == nil {
-			ask.Ticket = *c.ticket.Load()
+			ask.Ticket, ask.Wait = *c.ticket.Load(), Duration(limit.next())
 			t.answer, t.err = c.client.take(requests, ask)
 			c.drop(t.err)
 		}
@@ -121,27 +125,80 @@ func (c *claim) take(ctx, requests context.Context) (t taken) {
 		case t.err == nil:
 			t.left = true
 			return t
-		case isRefusal && refused.position == 0:
+		case isRefusal && refused.position == 0 && (refused.ended || ask.Wait > 0):
 			t.err, t.left = fmt.Errorf("%w: a release by this same build, or by a later run of it, ended the claim", refused), false
 			return t
 		case isRefusal:
-			t.left = true
+			t.left = t.left || refused.position > 0
 			trying.reset()
 			trying.budget = 0 // it is queued: no outage is too long
+			if limit.begin(); limit.over() {
+				t.err = fmt.Errorf("not free within %s: %w", time.Duration(*c.params.wait), refused)
+				return t
+			}
 			queue.show(refused)
 			early(ctx, asked, time.Duration(ask.Wait))
-			ask.Wait = Duration(nextWait)
 		default:
 			if f, ok := errors.AsType[*failure](t.err); !ok || !f.unheard {
 				t.left = true
 			}
-			if err := trying.after(ctx, t.err); err != nil {
+			waiting, cancel := limit.bound(ctx)
+			err := trying.after(waiting, t.err)
+			cancel()
+			if limit.over() && ctx.Err() == nil {
+				err = fmt.Errorf("not free within %s: %w", time.Duration(*c.params.wait), t.err)
+			}
+			if err != nil {
 				t.err = err
 				return t
 			}
 		}
 	}
 	return t
+}
+
+// limit is how long a claim may wait. It counts from the first answer: an outage
+// before that has its own time.
+type limit struct {
+	wait  *Duration // nil: for ever
+	since time.Time // zero: there was no answer yet
+}
+
+// begin says that there was an answer.
+func (l *limit) begin() {
+	if l.since.IsZero() {
+		l.since = time.Now()
+	}
+}
+
+// next returns how long the next request may wait.
+func (l *limit) next() time.Duration {
+	wait := nextWait
+	if l.since.IsZero() {
+		wait = firstWait
+	}
+	if l.wait != nil && l.since.IsZero() {
+		return min(wait, time.Duration(*l.wait))
+	}
+	if l.wait != nil {
+		return min(wait, max(time.Until(l.end()), time.Millisecond))
+	}
+	return wait
+}
+
+func (l *limit) end() time.Time { return l.since.Add(time.Duration(*l.wait)) }
+
+// over reports whether the claim has waited long enough.
+func (l *limit) over() bool {
+	return l.wait != nil && !l.since.IsZero() && !time.Now().Before(l.end())
+}
+
+// bound returns a context that is done when the time is over.
+func (l *limit) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if l.wait == nil || l.since.IsZero() {
+		return context.WithCancel(ctx)
+	}
+	return context.WithDeadline(ctx, l.end())
 }
 
 // early pauses when an answer came long before the end of the wait that was asked
@@ -160,6 +217,9 @@ func early(ctx context.Context, asked time.Time, wait time.Duration) {
 func (c *claim) acquired(a Answer) error {
 	waited := age(time.Since(c.started)).String()
 	line := fmt.Sprintf("%s (waited %s, token %d)", a.Response, waited, a.Token)
+	if c.params.slots != nil {
+		line = fmt.Sprintf("%s (waited %s, token %d, slot %d)", a.Response, waited, a.Token, a.Slot)
+	}
 	if a.Repeat {
 		c.say.warn("%s", line)
 	} else {

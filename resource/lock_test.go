@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"net/http"
 	"slices"
@@ -272,6 +273,99 @@ func TestAbortWithoutServer(t *testing.T) {
 			t.Errorf("error %v after %s", r.err, r.took)
 		}
 	})
+}
+
+// A limit to waiting counts from the first answer, also over outages; then the
+// place is given back.
+func TestWaitLimit(t *testing.T) {
+	for _, test := range []struct {
+		name, wait string
+		up         func(since time.Duration) bool
+		took       time.Duration // about
+		want       string
+	}{
+		{"try once", "0s", nil, 0, "not free within 0s: lock myLock is held"},
+		{"a while", "25s", nil, 25 * time.Second, "not free within 25s: lock myLock is held"},
+		{"an outage before the first answer", "25s", func(d time.Duration) bool { return d > 2*time.Minute }, 2*time.Minute + 25*time.Second, "not free within 25s: "},
+		{"an outage after it", "2m", func(d time.Duration) bool { return d < 30*time.Second }, 2 * time.Minute, "not free within 2m0s: http://locker.example:8910: "},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var asked record
+				start := time.Now()
+				down := func() bool { return test.up != nil && !test.up(time.Since(start)) }
+				s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+					a := asked.note(r)
+					if down() {
+						panic(http.ErrAbortHandler)
+					}
+					if r.Method == http.MethodDelete {
+						answerWith(w, http.StatusOK, freedJSON)
+						return
+					}
+					take, err := DecodeTake([]byte(a.body))
+					if err != nil {
+						t.Error(err)
+					}
+					hold(r, time.Duration(take.Wait))
+					answerWith(w, http.StatusLocked, queuedJSON)
+				})
+				s.down = down
+				r := s.run(t.Context(), (*program).out, strings.Replace(askLock, `"lock_op"`, `"wait":"`+test.wait+`","lock_op"`, 1))
+				if r.err == nil || !strings.Contains(r.err.Error(), test.want) {
+					t.Errorf("error %v, want %s", r.err, test.want)
+				}
+				if r.took < test.took || r.took > test.took+15*time.Second {
+					t.Errorf("took %s, want about %s", r.took, test.took)
+				}
+				if all := asked.all(); test.name != "an outage after it" && all[len(all)-1].method != http.MethodDelete {
+					t.Errorf("the place was not given back: %+v", all)
+				}
+			})
+		})
+	}
+}
+
+// A lock that is tried once and not queued leaves nothing to give back.
+func TestTryOnceLeavesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked record
+		s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			asked.note(r)
+			answerWith(w, http.StatusLocked, strings.Replace(queuedJSON, `,"position":1`, "", 1))
+		})
+		r := s.run(t.Context(), (*program).out, strings.Replace(askLock, `"lock_op"`, `"wait":"0s","lock_op"`, 1))
+		if all := asked.all(); r.err == nil || !strings.Contains(r.err.Error(), "not free within 0s: lock myLock is held") || len(all) != 1 || strings.Contains(all[0].body, `"wait"`) {
+			t.Errorf("error %v, asked %+v", r.err, all)
+		}
+	})
+}
+
+// Builds of one job that share slots need no names of their own.
+func TestSlotsNameTheBuild(t *testing.T) {
+	long := strings.Repeat("j", 250)
+	for _, test := range []struct {
+		env  map[string]string
+		want string
+	}{
+		{map[string]string{"BUILD_TEAM_NAME": "main", "BUILD_PIPELINE_NAME": "shop", "BUILD_JOB_NAME": "deploy", "BUILD_NAME": "12"}, "main/shop/deploy #12"},
+		{map[string]string{"BUILD_TEAM_NAME": "main", "BUILD_PIPELINE_NAME": "shop", "BUILD_JOB_NAME": "deploy", "BUILD_NAME": "12", "BUILD_PIPELINE_INSTANCE_VARS": `{"a":1}`}, `main/shop/{"a":1}/deploy #12`},
+		{map[string]string{"BUILD_TEAM_NAME": "main", "BUILD_PIPELINE_NAME": "shop", "BUILD_JOB_NAME": long, "BUILD_NAME": "12"}, fmt.Sprintf("%x", sha256.Sum256([]byte("main/shop/"+long+" #12")))},
+		{map[string]string{"BUILD_ID": "77"}, "build 77"},
+	} {
+		p := outParams{key: "k", lockOp: "lock", slots: new(int)}
+		*p.slots = 3
+		if err := p.check(func(name string) string { return test.env[name] }); err != nil || p.lockedBy != test.want {
+			t.Errorf("%v: %q, %v, want %q", test.env, p.lockedBy, err, test.want)
+		}
+	}
+	p := outParams{key: "k", lockOp: "unlock", ttl: 1, wait: new(Duration), slots: new(int), reason: "r"}
+	if err := p.check(func(string) string { return "" }); err == nil || err.Error() != `ttl goes with lock_op: lock, not with unlock: leave it out
+wait goes with lock_op: lock, not with unlock: leave it out
+slots goes with lock_op: lock, not with unlock: leave it out
+reason goes with lock_op: lock, not with unlock: leave it out` || p.lockedBy != "" {
+		t.Errorf("error %v, name %q", err, p.lockedBy)
+	}
 }
 
 // Against a server without tickets, what an abort leaves on the way counts.

@@ -27,7 +27,7 @@ func (p *program) out(ctx context.Context) error {
 	reading, stop := outlive(ctx, readTime) // the request of an aborted unlock may still be on its way
 	defer stop()
 	r, err := p.read(reading, params.fields(), func() error {
-		err := params.check()
+		err := params.check(p.getenv)
 		if !known && params.lockOp == "unlock" && params.onlyOwn() {
 			err = errors.Join(err, errors.New("own needs ATC_EXTERNAL_URL and BUILD_ID, which say what this build took: set both, or leave own out"))
 		}
