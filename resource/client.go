@@ -41,6 +41,7 @@ type client struct {
 	address            string // the locker's, for messages: it carries no credentials
 	lock               string // the lock's URL
 	username, password string
+	ownAuthority       bool // ca_cert is set
 	http               http.Client
 }
 
@@ -50,7 +51,7 @@ func newClient(s *source, dial dialer) *client {
 	return &client{
 		address:  address,
 		lock:     address + "/lock/" + url.PathEscape(s.lockName),
-		username: s.username, password: s.password,
+		username: s.username, password: s.password, ownAuthority: s.authorities != nil,
 		http: http.Client{
 			Transport: &http.Transport{
 				Proxy:               proxy,
@@ -82,6 +83,7 @@ type failure struct {
 	unheard bool          // the server did nothing
 	status  int           // of the answer; 0 is none
 	worded  bool          // the answer was a locker's
+	noHost  bool          // there is no host of that name
 	pause   time.Duration // what the server asks for before the next attempt
 }
 
@@ -210,8 +212,11 @@ func (c *client) unanswered(err error, waited time.Duration) error {
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
 		f.unheard = true
 	}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		f.noHost = dns.IsNotFound
+	}
 	cause := err.Error()
-	if mended := certificateCause(err); mended != "" {
+	if mended := c.certificateCause(err); mended != "" {
 		cause, f.final, f.unheard = mended, true, true
 	} else if errors.Is(err, context.DeadlineExceeded) && !f.unheard {
 		cause = fmt.Sprintf("no answer within %s", waited.Round(100*time.Millisecond))
@@ -226,7 +231,13 @@ func (c *client) unanswered(err error, waited time.Duration) error {
 
 // certificateCause returns what is wrong with the server's certificate, or
 // with the scheme, and what to do; "" for any other error.
-func certificateCause(err error) string {
+func (c *client) certificateCause(err error) string {
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok && c.ownAuthority {
+		return "the server's certificate is not signed by the authority in ca_cert: check that it is the right one, and that the locker's SSL_CERT has the certificates between the two"
+	}
+	if e, ok := errors.AsType[x509.HostnameError](err); ok && len(e.Certificate.DNSNames)+len(e.Certificate.IPAddresses) == 0 {
+		return "the server's certificate has no names in it (subject alternative names): have it made with the name or the address that locker_uri has"
+	}
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		return "the server's certificate is not signed by a known authority: set ca_cert to that authority's certificate"
 	}
@@ -253,12 +264,13 @@ func (c *client) refused(resp *http.Response, data []byte) error {
 		return &refusal{sentence: sentence, lock: *body.Lock, position: body.Position, ended: body.Ended}
 	}
 	stale := resp.StatusCode == http.StatusConflict && sentence != ""
-	final := resp.StatusCode < 500 && !stale && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout
+	final := (resp.StatusCode < 500 || resp.StatusCode == http.StatusNotImplemented) && !stale && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout
 	message := fmt.Sprintf("%s: %d %s", c.address, resp.StatusCode, http.StatusText(resp.StatusCode))
-	if sentence != "" {
+	unauthorized := resp.StatusCode == http.StatusUnauthorized // its mend is in the client's words
+	if sentence != "" && !unauthorized {
 		message += ": " + sentence
 	}
-	if final && (sentence == "" || resp.StatusCode == http.StatusUnauthorized) {
+	if final && (sentence == "" || unauthorized) {
 		message += ": " + mend(resp)
 	}
 	f := &failure{message: message, final: final, stale: stale, unheard: final || stale, status: resp.StatusCode, worded: sentence != ""}
@@ -275,6 +287,8 @@ func mend(resp *http.Response) string {
 		return "set username and password to the locker's AUTH_USER and AUTH_PASS"
 	case status == http.StatusForbidden:
 		return "check that no proxy stands between, and that locker_uri leads to a locker"
+	case status == http.StatusProxyAuthRequired:
+		return "the proxy wants credentials: put them into http_proxy or https_proxy, or set no_proxy"
 	case status == http.StatusNotFound:
 		return "check the path in locker_uri: there is no locker"
 	case status >= 300 && status < 400:

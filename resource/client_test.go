@@ -24,8 +24,10 @@ func TestFinalErrors(t *testing.T) {
 	}{
 		{400, `{"error":"key is missing"}`, "400 Bad Request: key is missing"},
 		{400, "Client sent an HTTP request to an HTTPS server.\n", "with https:// if it speaks TLS"},
-		{401, `{"error":"credentials are wrong"}`, "401 Unauthorized: credentials are wrong: set username and password"},
+		{401, `{"error":"credentials are wrong"}`, "401 Unauthorized: set username and password"},
 		{403, `{}`, "403 Forbidden: check that no proxy stands between"},
+		{407, ``, "407 Proxy Authentication Required: the proxy wants credentials: put them into http_proxy"},
+		{501, ``, "501 Not Implemented"},
 		{404, `404 page not found`, "404 Not Found: check the path in locker_uri"},
 		{301, ``, "301 Moved Permanently: it redirects to https://other.example: set locker_uri"},
 		{200, `<html>`, "the answer is not a locker's"},

@@ -107,7 +107,7 @@ func readAll(ctx context.Context, r io.Reader) ([]byte, error) {
 	case got := <-done:
 		return got.data, got.err
 	case <-ctx.Done():
-		return nil, errors.New("aborted")
+		return nil, errors.New("stopped by an abort or a timeout")
 	}
 }
 
@@ -117,12 +117,26 @@ func decodePart(part string, data json.RawMessage, fields map[string]any, check 
 		data = json.RawMessage("{}")
 	}
 	var problems []error
-	for _, err := range []error{Decode(data, fields), check()} {
+	wrong := map[string]bool{} // members that are there, and cannot be read
+	for i, err := range []error{decode(data, fields, true), check()} {
 		if err == nil {
 			continue
 		}
 		for line := range strings.Lines(err.Error()) {
-			problems = append(problems, fmt.Errorf("%s: %s", part, strings.TrimSuffix(line, "\n")))
+			line = strings.TrimSuffix(line, "\n")
+			if name, _, _ := strings.Cut(line, " "); i > 0 && wrong[name] {
+				continue
+			}
+			if name, _, unreadable := strings.Cut(line, ": "); i == 0 && unreadable {
+				wrong[name] = true
+			}
+			if strings.HasSuffix(line, writeText) {
+				line += ", or quote it where the variable is set"
+			}
+			if strings.HasPrefix(line, `unknown member "bosh_lock"`) {
+				line = "bosh_lock is the resource's of 2017: set lock_name to the lock's name instead"
+			}
+			problems = append(problems, fmt.Errorf("%s: %s", part, line))
 		}
 	}
 	return problems

@@ -20,10 +20,16 @@ import (
 // unknown or differently cased member and null are errors. Every error names
 // its member, and all of them are reported. None repeats a value, but those that
 // a field's own UnmarshalText or UnmarshalJSON makes.
-func Decode(data []byte, fields map[string]any) error {
+func Decode(data []byte, fields map[string]any) error { return decode(data, fields, false) }
+
+// decode is Decode; with nullIsUnset, a member that is null counts as not given.
+func decode(data []byte, fields map[string]any, nullIsUnset bool) error {
 	var problems []error
 	err := Object(data, func(name string, value json.RawMessage, _ int) error {
 		field, ok := fields[name]
+		if ok && nullIsUnset && string(value) == "null" {
+			return nil
+		}
 		if !ok {
 			problems = append(problems, fmt.Errorf("unknown member %q: %s", name, known(fields)))
 		} else if err := store(value, field); err != nil {
@@ -105,14 +111,22 @@ func store(value json.RawMessage, field any) error {
 	return err
 }
 
+const writeText = `write text, in quotes: "…"`
+
 func wanted(t reflect.Type) string {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if t == reflect.TypeFor[Duration]() {
+		return `write a duration in quotes, such as "60s"`
+	}
 	switch t.Kind() {
 	case reflect.Bool:
 		return "write true or false"
 	case reflect.Int:
 		return "write a whole number, such as 3"
 	}
-	return `write text, in quotes: "…"`
+	return writeText
 }
 
 // loneSurrogate reports whether a JSON value escapes half of a surrogate pair

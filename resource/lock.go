@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
+	"slices"
 	"time"
 )
 
@@ -54,7 +56,7 @@ func (c *claim) lock(ctx context.Context) error {
 	}
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("lock %s: aborted: %w", c.name, c.aborted(leaving, t))
+		return fmt.Errorf("lock %s: stopped by an abort or a timeout: %w", c.name, c.aborted(leaving, t))
 	case t.err != nil:
 		return errors.Join(fmt.Errorf("lock %s: %w", c.name, t.err), c.failed(leaving, t))
 	}
@@ -139,6 +141,7 @@ func (c *claim) take(ctx, requests context.Context) (t taken) {
 			queue.show(refused)
 			early(ctx, asked, time.Duration(ask.Wait))
 		default:
+			queue.shown = "" // after an outage people want to know that it is over
 			if f, ok := errors.AsType[*failure](t.err); !ok || !f.unheard {
 				t.left = true
 			}
@@ -258,5 +261,12 @@ func (q *queueLog) show(r *refusal) {
 		return
 	}
 	q.shown, q.at = fresh, now
-	q.say.waiting(fmt.Sprintf("%s; %s is %s", HeldBy(q.name, r.lock, now), q.params.lockedBy, place))
+	line := fmt.Sprintf("%s; %s is %s", HeldBy(q.name, r.lock, now), q.params.lockedBy, place)
+	if slices.ContainsFunc(r.lock.Holders, func(h Holder) bool { return q.link != "" && h.Link == q.link }) {
+		line += "; it is held by this same build: it waits for itself"
+	}
+	if now.Sub(q.started) > sayAgain {
+		line += "; see " + q.client.address + "/#" + url.PathEscape(q.name)
+	}
+	q.say.waiting(line)
 }

@@ -64,9 +64,9 @@ func TestWhatTheLogShowsWhileWaiting(t *testing.T) {
 		want := []string{
 			"waiting: lock myLock is held with the key k by a since " + since + " (for 1s) https://ci.example/builds/2; me is 5th in line behind b, c, d and 1 more",
 			"waiting: lock myLock is held with the key k by a since " + since + " (for 31s) https://ci.example/builds/2; me is 2nd in line behind d",
-			"waiting: lock myLock is held with the key k by d since " + since + " (for 1m11s) https://ci.example/builds/2; me is next in line",
-			"waiting: lock myLock is held with the key k by d since " + since + " (for 2m1s) https://ci.example/builds/2; me is next in line",
-			"waiting: lock myLock is held with the key k by d since " + since + " (for 2m51s) https://ci.example/builds/2; me is next in line",
+			"waiting: lock myLock is held with the key k by d since " + since + " (for 1m11s) https://ci.example/builds/2; me is next in line; see http://locker.example:8910/#myLock",
+			"waiting: lock myLock is held with the key k by d since " + since + " (for 2m1s) https://ci.example/builds/2; me is next in line; see http://locker.example:8910/#myLock",
+			"waiting: lock myLock is held with the key k by d since " + since + " (for 2m51s) https://ci.example/builds/2; me is next in line; see http://locker.example:8910/#myLock",
 			"lock myLock acquired by me with the key k (waited 3m21s, token 9)",
 		}
 		if got := r.lines(); !slices.Equal(got, want) {
@@ -144,9 +144,9 @@ func TestAbort(t *testing.T) {
 				if r.err == nil || r.stdout.Len() > 0 {
 					t.Fatalf("error %v, answered %s", r.err, r.stdout.String())
 				}
-				want := "lock myLock: aborted: the claim of me is given back"
+				want := "lock myLock: stopped by an abort or a timeout: the claim of me is given back"
 				if !test.givenBack {
-					want = "lock myLock: aborted: give lock myLock back: http://locker.example:8910: no answer before the time was up: a place in the queue ends by itself, but a hold stays"
+					want = "lock myLock: stopped by an abort or a timeout: give lock myLock back: http://locker.example:8910: no answer before the time was up: a place in the queue ends by itself, but a hold stays"
 				}
 				if !strings.HasPrefix(r.err.Error(), want) {
 					t.Errorf("error %v", r.err)
@@ -384,7 +384,7 @@ func TestAbortWithoutTickets(t *testing.T) {
 			}
 		})
 		r := s.run(abortAfter(t, 5*time.Second), (*program).out, askLock)
-		if r.err == nil || !strings.HasPrefix(r.err.Error(), "lock myLock: aborted: the locker has nothing of me now, but a request that it had not answered may reach it yet") {
+		if r.err == nil || !strings.HasPrefix(r.err.Error(), "lock myLock: stopped by an abort or a timeout: the locker has nothing of me now, but a request that it had not answered may reach it yet") {
 			t.Errorf("error %v", r.err)
 		}
 	})

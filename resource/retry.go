@@ -14,6 +14,7 @@ const (
 	firstPause   = 500 * time.Millisecond // before an attempt is repeated; each next one is twice as long
 	hurriedPause = time.Second            // at most, when little time is left
 	maxPause     = 10 * time.Second       // between attempts
+	noHostBudget = time.Minute            // for a name that does not exist, which is most likely a typing error
 )
 
 // patience decides whether and when to try again after failures in a row.
@@ -40,14 +41,20 @@ func (p *patience) after(ctx context.Context, err error) error {
 	if p.hurry != nil && p.hurry.Err() != nil {
 		pause = min(pause, hurriedPause)
 	}
-	if left := p.budget - time.Since(p.since); p.budget > 0 {
+	budget := p.budget
+	if f.noHost && (budget == 0 || budget > noHostBudget) {
+		budget = noHostBudget
+	}
+	until := ""
+	if left := budget - time.Since(p.since); budget > 0 {
 		if left <= 0 {
 			return fmt.Errorf("%w: gave up after %s: check locker_uri, and that the locker runs", err, time.Since(p.since).Round(time.Second))
 		}
 		pause = min(pause, left)
+		until = ", until " + p.since.Add(budget).UTC().Format(time.TimeOnly) + " UTC"
 	}
 	p.failures++
-	p.say.warn("%s: trying again in %s", err, pause.Round(100*time.Millisecond))
+	p.say.warn("%s: trying again in %s%s", err, pause.Round(100*time.Millisecond), until)
 	return p.sleep(ctx, pause, err)
 }
 

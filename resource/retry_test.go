@@ -2,6 +2,7 @@ package resource
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -58,6 +59,35 @@ func checkPauses(t *testing.T, attempts []time.Time) {
 		}
 		longest = min(2*longest, maxPause)
 	}
+}
+
+// A name that does not exist is most likely a typing error.
+func TestUnknownHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		p := &patience{budget: outBudget, say: &speaker{w: io.Discard}}
+		_, err := retry(t.Context(), p, func() (int, error) { return 0, &failure{message: "no such host", noHost: true} })
+		if took := time.Since(start); err == nil || took != time.Minute {
+			t.Errorf("error %v after %s", err, took)
+		}
+	})
+}
+
+// Each line says when the trying ends, if it does.
+func TestRetriesSayTheirEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, budget := range []time.Duration{time.Minute, 0} {
+			want := "s\n"
+			if budget > 0 {
+				want = ", until " + time.Now().Add(budget).UTC().Format(time.TimeOnly) + " UTC\n"
+			}
+			var said strings.Builder
+			(&patience{budget: budget, say: &speaker{w: &said}}).after(t.Context(), &failure{message: "down"})
+			if !strings.HasSuffix(said.String(), want) || strings.Contains(said.String(), "until") != (budget > 0) {
+				t.Errorf("%s: %q", budget, said.String())
+			}
+		}
+	})
 }
 
 // Every kind of passing trouble is tried again, and said with its cause.

@@ -3,7 +3,9 @@ package resource
 import (
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
+	"fmt"
 	"net/url"
 	"strconv"
 	"strings"
@@ -39,13 +41,34 @@ func (s *source) check() error {
 	case strings.Contains(s.username, ":"):
 		problems = append(problems, errors.New("username has a colon, which basic authentication cannot carry: choose one without"))
 	}
-	if s.caCert != "" {
-		s.authorities = x509.NewCertPool()
-		if !s.authorities.AppendCertsFromPEM([]byte(s.caCert)) {
-			problems = append(problems, errors.New("ca_cert has no certificate: set it to PEM, from -----BEGIN CERTIFICATE----- to -----END CERTIFICATE-----"))
+	for _, of := range [][2]string{{"locker_uri", s.lockerURI}, {"username", s.username}, {"password", s.password}} {
+		if strings.TrimSpace(of[1]) != of[1] {
+			problems = append(problems, fmt.Errorf("%s has white space or a line's end at an end: take it out where it is set", of[0]))
 		}
 	}
+	if s.caCert != "" {
+		var err error
+		s.authorities, err = parseAuthorities([]byte(s.caCert))
+		problems = append(problems, err)
+	}
 	return errors.Join(problems...)
+}
+
+// parseAuthorities reads PEM of one or more certificates, each of which must be one.
+func parseAuthorities(data []byte) (*x509.CertPool, error) {
+	pool, n := x509.NewCertPool(), 0
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		n++
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if block.Type != "CERTIFICATE" || err != nil {
+			return nil, fmt.Errorf("ca_cert: its block %d, of type %s, is not a certificate: take it out, or paste it again", n, block.Type)
+		}
+		pool.AddCert(cert)
+	}
+	if n == 0 {
+		return nil, errors.New("ca_cert has no certificate: set it to PEM, from -----BEGIN CERTIFICATE----- to -----END CERTIFICATE-----")
+	}
+	return pool, nil
 }
 
 // checkURI never repeats the URI or a part of it: there may be a password in it.
@@ -53,7 +76,7 @@ func checkURI(uri string) error {
 	if uri == "" {
 		return errors.New("locker_uri is missing: set it to the locker's address, such as https://10.0.0.10:8910")
 	}
-	u, err := url.Parse(uri)
+	u, err := url.Parse(strings.TrimSpace(uri))
 	switch {
 	case err == nil && u.User != nil:
 		return errors.New("locker_uri has credentials in it: use username and password")

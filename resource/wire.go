@@ -5,6 +5,7 @@ package resource
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -101,27 +102,6 @@ type Error struct {
 // NothingDone begins the response of a release that found nothing to release.
 const NothingDone = "nothing to do: "
 
-// Duration is a time.Duration that is a string such as "90s" in JSON.
-type Duration time.Duration
-
-// MarshalText writes d as time.Duration.String does.
-func (d Duration) MarshalText() ([]byte, error) {
-	return []byte(time.Duration(d).String()), nil
-}
-
-// UnmarshalText reads what time.ParseDuration reads, but nothing negative.
-func (d *Duration) UnmarshalText(text []byte) error {
-	v, err := time.ParseDuration(string(text))
-	if err != nil {
-		return fmt.Errorf(`%q is not a duration such as "90s" or "2h30m"`, text)
-	}
-	if v < 0 {
-		return fmt.Errorf("%q is negative", text)
-	}
-	*d = Duration(v)
-	return nil
-}
-
 // DecodeTake reads a Take strictly, see Decode. The error has every problem.
 func DecodeTake(data []byte) (Take, error) {
 	var t Take
@@ -131,7 +111,7 @@ func DecodeTake(data []byte) (Take, error) {
 	members := a.members()
 	maps.Copy(members, map[string]any{"wait": &t.Wait, "ttl": &ttl, "link": &t.Link, "slots": &slots, "reason": &t.Reason})
 	if err := Decode(data, members); err != nil {
-		return Take{}, err
+		return Take{}, withExample(data, err)
 	}
 	problems := []error{a.settle(&t.Key, &t.LockedBy, &t.ID, &t.Ticket), checkNewName("key", t.Key), checkNewName("locked_by", t.LockedBy)}
 	if ttl != nil {
@@ -146,6 +126,15 @@ func DecodeTake(data []byte) (Take, error) {
 	return t, errors.Join(append(problems, CheckLink(t.Link), CheckReason(t.Reason))...)
 }
 
+// withExample adds a body that would do to what is wrong with one that is no
+// JSON at all.
+func withExample(data []byte, err error) error {
+	if json.Valid(data) {
+		return err
+	}
+	return fmt.Errorf(`%w: send a body such as {"key": "deploy"}`, err)
+}
+
 // DecodeRelease reads a Release strictly, see Decode. The error has every
 // problem.
 func DecodeRelease(data []byte) (Release, error) {
@@ -154,7 +143,7 @@ func DecodeRelease(data []byte) (Release, error) {
 	members := a.members()
 	members["own"] = &r.Own
 	if err := Decode(data, members); err != nil {
-		return Release{}, err
+		return Release{}, withExample(data, err)
 	}
 	err := a.settle(&r.Key, &r.LockedBy, &r.ID, &r.Ticket)
 	if r.Own && a.id == nil {

@@ -65,7 +65,7 @@ func TestAbortWhileWaiting(t *testing.T) {
 		waiter := p.Out(t, "2", lockertest.LockParams("k", ""))
 		s.Await("myLock", lockertest.WithWaiters(1))
 		waiter.Abort()
-		waiter.Failed(t, "lock myLock: aborted: the claim of k is given back\n")
+		waiter.Failed(t, "lock myLock: stopped by an abort or a timeout: the claim of k is given back\n")
 		ensure := p.Out(t, "2", unlock)
 		ensure.OK(t)
 		ensure.Said(t, "nothing to do: this claim of k on lock myLock was withdrawn at ")

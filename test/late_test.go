@@ -101,7 +101,7 @@ func TestTakeArrivesAfterTheAbort(t *testing.T) {
 			lock := p.Out(t, "1", lockertest.LockParams("k", ""))
 			time.Sleep(time.Duration(100+50*i) * time.Millisecond)
 			lock.Abort()
-			lock.Failed(t, "lock myLock: aborted: ")
+			lock.Failed(t, "lock myLock: stopped by an abort or a timeout: ")
 			if i%2 == 0 {
 				p.Out(t, "1", lockertest.OwnUnlock("k")).OK(t)
 			}
