@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -36,6 +35,7 @@ type reply struct {
 var (
 	errCredentials = errors.New("credentials are missing or wrong: send the locker's AUTH_USER and AUTH_PASS by basic authentication")
 	errNoPath      = errors.New("there is nothing at this path: locks are at /locks and /lock/NAME, a slash in a name is %2F")
+	errSlash       = fmt.Errorf("%w; if that is what you sent, a proxy on the way decoded it: have it pass on the path as it came", errNoPath)
 )
 
 // foreignHost refuses a request that was sent to a name which is not known to be
@@ -52,7 +52,12 @@ type crossOrigin struct{ error }
 // badMethod refuses a method; its text is those that would do.
 type badMethod string
 
-func (m badMethod) Error() string { return "this path takes " + string(m) }
+func (m badMethod) Error() string {
+	if strings.Contains(string(m), "PUT") {
+		return "this path takes " + string(m) + ": PUT takes, DELETE releases, GET shows"
+	}
+	return "this path takes " + string(m)
+}
 
 // badRequest refuses what a client sent.
 type badRequest struct{ error }
@@ -74,7 +79,7 @@ func errorReply(err error) reply {
 	case isHost:
 		return problem(http.StatusForbidden, short(err.Error(), maxProblem), nil)
 	case isOrigin:
-		return problem(http.StatusForbidden, "a page of another site must not change locks: "+err.Error(), nil)
+		return problem(http.StatusForbidden, "a page of another site must not change locks: "+err.Error()+": if this is the locker's own page behind a proxy, have the proxy pass Host on as it came (nginx: proxy_set_header Host $http_host)", nil)
 	case errors.Is(err, errNoPath):
 		return problem(http.StatusNotFound, err.Error(), nil)
 	case isMethod:
@@ -93,6 +98,14 @@ func errorReply(err error) reply {
 		return problem(http.StatusInsufficientStorage, "nothing was changed, the locker's disk is full: make room, then try again", nil)
 	}
 	return problem(http.StatusServiceUnavailable, "nothing was changed, the locker cannot save its state: see its log, then try again", nil)
+}
+
+// forPeople is errCredentials for a browser, whose user has just refused to give
+// any.
+func forPeople(rep reply) reply {
+	rep.contentType = "text/html; charset=utf-8"
+	rep.body = [][]byte{[]byte("<!doctype html><html lang=en><title>Locker</title><p>This locker wants a user and a password: reload the page to be asked for them again. They are its settings AUTH_USER and AUTH_PASS.")}
+	return rep
 }
 
 func problem(status int, sentence string, header map[string]string) reply {
@@ -136,7 +149,7 @@ func (a answer) reply(asker identity) reply {
 	case noSuchHolder:
 		return a.success(resource.NothingDone+"%s is not among the holders; %s", by, a.lock.heldBy())
 	case forced:
-		return a.success("lock %s: the hold of %s is ended by force", name, cmp.Or(by, "everyone"))
+		return a.success("lock %s: the hold of %s is ended by force", name, a.name)
 	case changedHands:
 		return a.refusal(http.StatusPreconditionFailed, "lock %s changed hands meanwhile, nothing was freed; %s", name, a.lock.heldBy())
 	case overLimit:

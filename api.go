@@ -37,6 +37,7 @@ const (
 type api struct {
 	credentials *credentials // nil: everyone may
 	localOnly   bool         // only this machine's names are answered
+	certificate *certificate // nil: plain HTTP
 	metrics     *metrics
 	outsiders   *outsiders
 	wall        func() time.Time
@@ -63,7 +64,7 @@ type handler func(r *http.Request, body []byte) (reply, error)
 const lockPath = "/lock/NAME"
 
 func newAPI(cfg *config, m *metrics, log *slog.Logger, wall func() time.Time) *api {
-	a := &api{credentials: cfg.credentials, localOnly: cfg.localOnly, metrics: m, outsiders: &outsiders{log: log}, wall: wall, build: buildVersion(), policy: pagePolicy()}
+	a := &api{credentials: cfg.credentials, localOnly: cfg.localOnly, certificate: cfg.certificate, metrics: m, outsiders: &outsiders{log: log}, wall: wall, build: buildVersion(), policy: pagePolicy()}
 	// Not http.ServeMux: it redirects //x, and takes the name out of
 	// /lock/a%2Fgrün wrongly.
 	a.routes = []route{
@@ -106,6 +107,9 @@ func (a *api) find(r *http.Request) (route, error) {
 	if allowed != nil {
 		return route{operation: "other"}, badMethod(strings.Join(slices.Sorted(slices.Values(allowed)), ", "))
 	}
+	if strings.HasPrefix(path, "/lock/") {
+		return route{operation: "other"}, errSlash
+	}
 	return route{operation: "other"}, errNoPath
 }
 
@@ -120,6 +124,9 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	verdict, granted := rep.verdict, rep.granted
 	if err != nil {
 		rep = errorReply(err)
+	}
+	if errors.Is(err, errCredentials) && strings.Contains(r.Header.Get("Accept"), "text/html") {
+		rep = forPeople(rep)
 	}
 	if ambiguous(r) || a.crowded.Load() {
 		w.Header().Set("Connection", "close")
@@ -231,7 +238,7 @@ func (a *api) scrape(r *http.Request, _ []byte) (reply, error) {
 	if _, err := parseQuery(r); err != nil {
 		return reply{}, badRequest{err}
 	}
-	text := exposed(a.build, a.committer.Load().state().state, a.metrics, a.wall())
+	text := exposed(a.build, a.committer.Load().state().state, a.metrics, a.certificate, a.wall())
 	return reply{status: http.StatusOK, contentType: metricsType, body: [][]byte{bytes.TrimSuffix(text, []byte("\n"))}}, nil
 }
 

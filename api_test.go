@@ -97,7 +97,7 @@ func TestAPI(t *testing.T) {
 		{"withdraw", []apiCall{{put, "/lock/withdrawn", jane, nil}, {put, "/lock/withdrawn", georgeWaits, nil}},
 			apiCall{del, "/lock/withdrawn", `{"key": "other", "locked_by": "george", "id": "8"}`, nil}, "200 OK", "", []string{`the claim of george is withdrawn`, `"waiters":[]`}},
 		{"force=false is a release", []apiCall{{put, "/lock/mild", jane, nil}}, apiCall{del, "/lock/mild?force=false", `{"key": "k", "locked_by": "jane"}`, nil}, "200 OK", "", []string{"released by jane"}},
-		{"force", []apiCall{{put, "/lock/forced", jane, nil}}, apiCall{del, "/lock/forced?force=true", "", nil}, "200 OK", "", []string{`"response":"lock forced: the hold of everyone is ended by force"`}},
+		{"force", []apiCall{{put, "/lock/forced", jane, nil}}, apiCall{del, "/lock/forced?force=true", "", nil}, "200 OK", "", []string{`"response":"lock forced: the hold of jane is ended by force"`}},
 		{"force of one", []apiCall{{put, "/lock/one", jane, nil}, {put, "/lock/one", `{"key": "k"}`, nil}},
 			apiCall{del, "/lock/one?force=true", `{"locked_by": "jane", "reason": "her build hangs"}`, nil}, "200 OK", "", []string{`the hold of jane is ended`, `"locked_by":{"k":1}`}},
 		{"force with a body of white space", nil, apiCall{del, "/lock/unused?force=true", " \n", nil}, "200 OK", "", []string{"nothing to do: lock unused is free"}},
@@ -109,11 +109,12 @@ func TestAPI(t *testing.T) {
 		{"health", nil, apiCall{get, "/health", "", nil}, "200 OK", "Content-Type application/json", []string{`"status":"ok"`}},
 		{"HEAD", nil, apiCall{"HEAD", "/lock/unused", "", nil}, "200 OK", `ETag "0"`, nil},
 		{"unknown path", nil, apiCall{get, "/nowhere", "", nil}, "404 Not Found", "", []string{`"error":"there is nothing at this path: locks are at /locks and /lock/NAME`}},
-		{"method for a lock", nil, apiCall{"POST", "/lock/a", "{}", nil}, "405 Method Not Allowed", "Allow DELETE, GET, PUT, HEAD", []string{`"error":"this path takes DELETE, GET, PUT"`}},
+		{"method for a lock", nil, apiCall{"POST", "/lock/a", "{}", nil}, "405 Method Not Allowed", "Allow DELETE, GET, PUT, HEAD", []string{`"error":"this path takes DELETE, GET, PUT: PUT takes, DELETE releases, GET shows"`}},
+		{"a slash that a proxy decoded", nil, apiCall{get, "/lock/a/b", "", nil}, "404 Not Found", "", []string{"a slash in a name is %2F; if that is what you sent, a proxy on the way decoded it"}},
 		{"method for the list", nil, apiCall{put, "/locks", "{}", nil}, "405 Method Not Allowed", "Allow GET, HEAD", []string{`"error":"this path takes GET"`}},
 		{"method in lower case", nil, apiCall{"put", "/lock/a", "{}", nil}, "405 Method Not Allowed", "Allow DELETE, GET, PUT, HEAD", nil},
 		{"OPTIONS", nil, apiCall{"OPTIONS", "/lock/a", "", nil}, "405 Method Not Allowed", "Allow DELETE, GET, PUT, HEAD", nil},
-		{"another site's page", nil, apiCall{put, "/lock/a", jane, []string{"Sec-Fetch-Site", "cross-site"}}, "403 Forbidden", "", []string{`"error":"a page of another site must not change locks`}},
+		{"another site's page", nil, apiCall{put, "/lock/a", jane, []string{"Sec-Fetch-Site", "cross-site"}}, "403 Forbidden", "", []string{`"error":"a page of another site must not change locks`, "(nginx: proxy_set_header Host $http_host)"}},
 		{"a neighbouring site's page", nil, apiCall{del, "/lock/a", jane, []string{"Sec-Fetch-Site", "same-site"}}, "403 Forbidden", "", nil},
 		{"another origin", nil, apiCall{put, "/lock/a", jane, []string{"Origin", "https://evil.example"}}, "403 Forbidden", "", nil},
 		{"no origin at all", nil, apiCall{put, "/lock/a", jane, []string{"Origin", "null"}}, "403 Forbidden", "", nil},
@@ -263,6 +264,18 @@ func TestListIfNoneMatch(t *testing.T) {
 		if got := hasRevision(test.headers, 17); got != test.want {
 			t.Errorf("%q: got %v", test.headers, got)
 		}
+	}
+}
+
+// A browser whose user gave no credentials gets words, not JSON.
+func TestBrowserWithoutCredentials(t *testing.T) {
+	s := startServer(t, withAuth())
+	got := s.do(t, get, "/", "", "Accept", "text/html,*/*;q=0.8")
+	if got.status != "401 Unauthorized" || got.header.Get("Content-Type") != "text/html; charset=utf-8" || got.header.Get("WWW-Authenticate") == "" || !strings.Contains(got.body, "<p>This locker wants a user and a password") {
+		t.Errorf("got %s %v %s", got.status, got.header, got.body)
+	}
+	if got := s.do(t, get, "/locks", ""); !strings.HasPrefix(got.body, `{"error":`) {
+		t.Errorf("a program got %s", got.body)
 	}
 }
 

@@ -57,11 +57,14 @@ func isLocal(host string) bool {
 // served within 5 s.
 const certPause = 2 * time.Second
 
+const expiryNotice = 14 * 24 * time.Hour // before a certificate's end
+
 // certificate is a TLS certificate that follows its two PEM files.
 type certificate struct {
 	certFile, keyFile string
 	log               *slog.Logger
-	certPEM, keyPEM   []byte // as last read, good or bad; owned by watch
+	certPEM, keyPEM   []byte    // as last read, good or bad; owned by watch
+	warned            time.Time // when its end was last warned of
 	current           atomic.Pointer[tls.Certificate]
 }
 
@@ -71,6 +74,7 @@ func loadCertificate(certFile, keyFile string, log *slog.Logger) (*certificate, 
 	if _, err := c.reload(); err != nil {
 		return nil, err
 	}
+	c.warn(time.Now())
 	return c, nil
 }
 
@@ -93,6 +97,9 @@ func (c *certificate) reload() (changed bool, err error) {
 		return true, err
 	}
 	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if bytes.Contains(keyPEM, []byte("ENCRYPTED")) {
+		return true, fmt.Errorf("SSL_KEY %s is encrypted, and nobody is there to type its password: decrypt it (openssl pkey -in FILE -out NEW)", c.keyFile)
+	}
 	if err != nil {
 		return true, fmt.Errorf("SSL_CERT %s and SSL_KEY %s do not make a pair: %w: name a certificate and its own key", c.certFile, c.keyFile, err)
 	}
@@ -115,8 +122,27 @@ func (c *certificate) watch(ctx context.Context) {
 			c.log.Error("certificate not reloaded, the old one stays in use", "err", err)
 		case changed:
 			c.log.Info("certificate reloaded", "cert", c.certFile)
+			c.warned = time.Time{}
 		}
+		c.warn(time.Now())
 	}
+}
+
+// end returns when the current certificate expires.
+func (c *certificate) end() time.Time { return c.current.Load().Leaf.NotAfter }
+
+// warn says once a day that the current certificate expires soon.
+func (c *certificate) warn(now time.Time) {
+	left := c.end().Sub(now)
+	if left > expiryNotice || now.Sub(c.warned) < 24*time.Hour {
+		return
+	}
+	c.warned = now
+	words := "the certificate expires soon: have it renewed"
+	if left <= 0 {
+		words = "the certificate has expired, clients refuse it: have it renewed"
+	}
+	c.log.Warn(words, "cert", c.certFile, "expires", c.end().UTC())
 }
 
 // config returns a TLS configuration that always serves the current pair.

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -325,6 +326,59 @@ func TestOnlyLocalNames(t *testing.T) {
 			if w.Code == 403 && !strings.Contains(w.Body.String(), "set LISTEN=127.0.0.1:8910 if this name is yours") {
 				t.Errorf("%q: %s", test.host, w.Body)
 			}
+		}
+	}
+}
+
+// An operator hears of a certificate's end two weeks before, once a day.
+func TestCertificateThatExpires(t *testing.T) {
+	certFile, keyFile := lockertest.NewCertificate(t, t.TempDir(), "locker")
+	log := lockertest.NewLog()
+	c, err := loadCertificate(certFile, keyFile, slog.New(slog.NewTextHandler(log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.warned = time.Time{}
+	for _, step := range []struct {
+		before time.Duration // its end
+		want   string
+	}{
+		{expiryNotice + time.Minute, ""},
+		{expiryNotice, "the certificate expires soon: have it renewed"},
+		{expiryNotice - 23*time.Hour, ""},
+		{expiryNotice - 24*time.Hour, "the certificate expires soon: have it renewed"},
+		{-time.Minute, "the certificate has expired, clients refuse it: have it renewed"},
+	} {
+		said := len(log.String())
+		c.warn(c.end().Add(-step.before))
+		if got := log.String()[said:]; (step.want == "") != (got == "") || !strings.Contains(got, step.want) {
+			t.Errorf("%v before its end: %q, want %q", step.before, got, step.want)
+		}
+	}
+	text := string(exposed("v", &state{}, newMetrics(), c, time.Now()))
+	if want := fmt.Sprintf("locker_certificate_expiry_timestamp_seconds %v\n", float64(c.end().Unix())); !strings.Contains(text, want) {
+		t.Errorf("no %s in the metrics", want)
+	}
+}
+
+func TestEncryptedKeyIsNamed(t *testing.T) {
+	dir := t.TempDir()
+	certFile, _ := lockertest.NewCertificate(t, dir, "locker")
+	encrypted := filepath.Join(dir, "encrypted")
+	lockertest.WriteFile(t, encrypted, []byte("-----BEGIN ENCRYPTED PRIVATE KEY-----\neA==\n-----END ENCRYPTED PRIVATE KEY-----\n"))
+	if _, err := loadCertificate(certFile, encrypted, quiet()); err == nil || !strings.HasPrefix(err.Error(), "SSL_KEY "+encrypted+" is encrypted") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestPageURL(t *testing.T) {
+	for address, want := range map[string]string{"127.0.0.1:8910": "http://127.0.0.1:8910/", "[::]:80": "http://localhost:80/", "[::1]:80": "http://[::1]:80/"} {
+		tcp, err := net.ResolveTCPAddr("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := pageURL(tcp, false); got != want || pageURL(tcp, true) != "https"+strings.TrimPrefix(want, "http") {
+			t.Errorf("%s: %s", address, got)
 		}
 	}
 }

@@ -46,7 +46,7 @@ type outcome struct {
 	verdict verdict
 	token   uint64 // of a grant
 	waiter  uint64 // the waiter's revision, when it is or was queued
-	name    string // whose claim was meant, when a release did not say
+	name    string // whose claim was meant, where the request did not say
 	how     how    // the claim ended before
 	at      time.Time
 }
@@ -388,13 +388,15 @@ func (d *draft) force(name, lockedBy string, ifMatch *uint64, by, why string) ou
 	if l.free() {
 		return outcome{verdict: wasFree}
 	}
+	names := ""
 	for _, h := range slices.Clone(l.Holders) {
 		if lockedBy == "" || h.LockedBy == lockedBy {
+			names += ", " + h.LockedBy
 			d.drop(name, d.look(name).named(h.LockedBy), endForced, event{what: "force", by: by, why: why})
 		}
 	}
 	d.advance(name)
-	return outcome{verdict: forced}
+	return outcome{verdict: forced, name: names[len(", "):]}
 }
 
 // end drops the holder at i and lets the waiters move up.

@@ -16,7 +16,7 @@ import (
 )
 
 // varying is what differs from run to run in a log.
-var varying = regexp.MustCompile(`^time=\S+ |(waited|held)=\S+|(address|state|version)=\S+`)
+var varying = regexp.MustCompile(`^time=\S+ |(waited|held)=\S+|(address|state|version|page)=\S+`)
 
 // TestLogTellsALocksStory: `grep lock=NAME` shows everything that happened to a
 // lock, each thing once, and what changed nothing is not there.
@@ -85,7 +85,7 @@ func TestLogTellsALocksStory(t *testing.T) {
 		t.Errorf("the story is\n%s\nwant\n%s", strings.Join(story, "\n"), strings.Join(want, "\n"))
 	}
 	want = []string{
-		"level=INFO msg=start version address tls=false auth=true state locks=0 claims=0",
+		"level=INFO msg=start version address tls=false auth=true state locks=0 claims=0 page",
 		`level=WARN msg="credentials refused" address method=PUT path=/lock/myLock`,
 		"level=INFO msg=stop",
 	}

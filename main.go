@@ -100,13 +100,26 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return err
 	}
 	log.Info("start", "version", buildVersion(), "address", listener.Addr().String(), "tls", cfg.certificate != nil,
-		"auth", cfg.credentials != nil, "state", st.path, "locks", len(c.state().locks), "claims", c.state().claims)
+		"auth", cfg.credentials != nil, "state", st.path, "locks", len(c.state().locks), "claims", c.state().claims, "page", pageURL(listener.Addr(), cfg.certificate != nil))
 	if cfg.localOnly {
 		log.Warn("listening on this machine only, because there are no credentials: set AUTH_USER and AUTH_PASS, or LISTEN")
 	}
 	err = newEndpoint(listener, cfg, newAPI(cfg, counts, log, time.Now), log).serve(ctx, c)
 	log.Info("stop")
 	return err
+}
+
+// pageURL returns where people on this machine find the status page.
+func pageURL(address net.Addr, secured bool) string {
+	scheme := "http"
+	if secured {
+		scheme = "https"
+	}
+	host, port, err := net.SplitHostPort(address.String())
+	if ip := net.ParseIP(host); err != nil || ip.IsUnspecified() {
+		host = "localhost"
+	}
+	return scheme + "://" + net.JoinHostPort(host, port) + "/"
 }
 
 // endpoint is what answers HTTP. It stays while committers come and go.

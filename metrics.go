@@ -108,12 +108,15 @@ func (h *histogram) observe(d time.Duration) {
 }
 
 // exposed returns all metrics at that time of the wall clock.
-func exposed(build string, s *state, m *metrics, now time.Time) []byte {
+func exposed(build string, s *state, m *metrics, cert *certificate, now time.Time) []byte {
 	var e exposition
 	e.family("locker_build_info", "gauge", "The version that runs; always 1.")
 	e.sample("locker_build_info", 1, "version", build)
 	e.state(s, now)
 	e.counters(m)
+	if cert != nil {
+		e.gauge("locker_certificate_expiry_timestamp_seconds", "When the certificate expires, in seconds since 1970.", float64(cert.end().Unix()))
+	}
 	return e.Bytes()
 }
 

@@ -405,16 +405,16 @@ func (m *model) giveUp(l *modelLock, r release, now time.Time, asking inFlight) 
 
 func (m *model) force(name, lockedBy string, now time.Time, asking inFlight) outcome {
 	l := m.lock(name)
-	freed := false
+	freed := ""
 	for _, h := range slices.Clone(l.holders) {
 		if lockedBy == "" || h.who.LockedBy == lockedBy {
 			m.free(l, h.who, endForced, now)
-			freed = true
+			freed += ", " + h.who.LockedBy
 		}
 	}
-	if freed {
+	if freed != "" {
 		m.moveUp(l, now, asking)
-		return outcome{verdict: forced}
+		return outcome{verdict: forced, name: freed[2:]}
 	}
 	if lockedBy != "" {
 		return outcome{verdict: noSuchHolder}
