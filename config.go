@@ -62,7 +62,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer, lo
 	version := flags.Bool("version", false, "print version, commit and Go's version, and stop")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprint(stdout, "Locker gives out named locks over HTTP and never loses one.\n\nusage: locker [flags]\n\n")
+		fmt.Fprint(stdout, "Locker gives out named locks over HTTP and never loses one.\n\nusage: locker [flags]\n       locker health    ask the locker of these settings how it is; status 1 when it is not well\n\n")
 		flags.SetOutput(stdout)
 		flags.PrintDefaults()
 		fmt.Fprint(stdout, "\nVariables AUTH_USER and AUTH_PASS: the credentials that every request must carry.\n")
@@ -76,7 +76,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer, lo
 	cfg := &config{state: *state}
 	problems := []error{checkStateFile(*state)}
 	if flags.NArg() > 0 {
-		problems = append(problems, fmt.Errorf("argument %q: the locker takes flags only, see -help", flags.Arg(0)))
+		problems = append(problems, fmt.Errorf("argument %q: the locker takes flags, or health alone, see -help", flags.Arg(0)))
 	}
 	problems = append(problems, cfg.secure(getenv("AUTH_USER"), getenv("AUTH_PASS"), *certFile, *keyFile, log))
 	problems = append(problems, cfg.choose(*address, *port))

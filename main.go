@@ -62,10 +62,14 @@ func tune() {
 	}
 }
 
-// run serves until ctx is done. A *configError lists everything that is wrong
+// run does what the arguments say: it serves until ctx is done, or looks whether
+// another process does. A *configError lists everything that is wrong
 // with the configuration; any other error is why the server could not start or
 // go on.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	if len(args) == 1 && args[0] == "health" {
+		return checkHealth(ctx, getenv, stdout)
+	}
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	cfg, err := parseConfig(args, getenv, stdout, log)
 	if err != nil || cfg.done {
