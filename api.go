@@ -72,6 +72,7 @@ func newAPI(cfg *config, m *metrics, log *slog.Logger, wall func() time.Time) *a
 		{"GET", "/health", "health", a.health},
 		{"GET", "/metrics", "metrics", a.scrape},
 		{"GET", "/locks", "list", a.list},
+		{"GET", "/events", "events", a.events},
 		{"GET", lockPath, "show", a.show},
 		{"PUT", lockPath, "take", a.take},
 		{"DELETE", lockPath, "release", a.release},
@@ -242,6 +243,18 @@ func (a *api) scrape(r *http.Request, _ []byte) (reply, error) {
 	return reply{status: http.StatusOK, contentType: metricsType, body: [][]byte{bytes.TrimSuffix(text, []byte("\n"))}}, nil
 }
 
+// events answers with what happened lately.
+func (a *api) events(r *http.Request, _ []byte) (reply, error) {
+	query, err := parseQuery(r, "lock")
+	if err == nil && query.Has("lock") {
+		err = resource.CheckLockName("lock", query.Get("lock"))
+	}
+	if err != nil {
+		return reply{}, badRequest{err}
+	}
+	return reply{status: http.StatusOK, body: [][]byte{encode(a.committer.Load().recent.shown(query.Get("lock")))}}, nil
+}
+
 // list answers with all locks. When the client has them as they are
 // (If-None-Match, RFC 9110 section 13.1.2) it waits for a change if asked to,
 // and until the next tenth of a second for what else may change.
@@ -350,7 +363,7 @@ func (a *api) force(r *http.Request, body []byte) (reply, error) {
 		by = r.RemoteAddr
 	}
 	return a.ask(&request{lock: name, frees: true, ctx: context.WithoutCancel(r.Context()), apply: func(d *draft) outcome {
-		return d.force(name, f.LockedBy, ifMatch, by, f.Reason)
+		return d.force(name, force{f.LockedBy, ifMatch, by, f.By, f.Reason})
 	}}, identity{LockedBy: f.LockedBy})
 }
 

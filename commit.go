@@ -47,6 +47,7 @@ type committer struct {
 	metrics *metrics
 	log     *slog.Logger
 	wall    func() time.Time
+	recent  *recent
 
 	published atomic.Pointer[snapshot]
 	trouble   atomic.Pointer[trouble] // nil while commits succeed
@@ -65,7 +66,7 @@ type committer struct {
 // it is not known what the file holds; a save that was refused is tried again.
 func newCommitter(st *store, s *state, m *metrics, log *slog.Logger, wall func() time.Time) (*committer, error) {
 	c := &committer{
-		inbox: newInbox(), store: st, metrics: m, log: log, wall: wall,
+		inbox: newInbox(), store: st, metrics: m, log: log, wall: wall, recent: newRecent(wall()),
 		places: places{}, endings: newEndings(), unsaved: true,
 	}
 	var left []end
@@ -241,6 +242,7 @@ func (c *committer) commit(b *batch) error {
 	c.publish(b.draft)
 	c.inbox.forget(len(b.unclaimed))
 	c.deliver(b)
+	c.recent.add(b.draft.now, b.draft.events)
 	logEvents(c.log, b.draft.events)
 	return nil
 }

@@ -21,7 +21,11 @@ func TestHealthURL(t *testing.T) {
 		{"", "0", "", ""},
 	} {
 		env := map[string]string{"LISTEN": row.listen, "PORT": row.port, "SSL_CERT": row.cert}
-		got, err := healthURL(func(name string) string { return env[name] })
+		u, err := healthURL(func(name string) string { return env[name] })
+		got := ""
+		if u != nil {
+			got = u.String()
+		}
 		if got != row.want || (err == nil) != (row.want != "") {
 			t.Errorf("%+v: %q, %v", row, got, err)
 		}

@@ -67,7 +67,8 @@ type event struct {
 	link     string
 	token    uint64
 	lasted   time.Duration // how long it was held or waited for
-	by       string        // who forced it
+	by       string        // who forced it: a user or an address
+	person   string        // and who they say they are
 	why      string        // it is held, or was forced, withdrawn or given back
 }
 
@@ -374,15 +375,20 @@ func (d *draft) giveBack(name string, token uint64) {
 	}
 }
 
-// force frees the holder lockedBy, or every holder when that is empty, whatever
-// the key. With ifMatch it does so only when the lock has that revision. It is
-// logged with who asked for it, by, and why.
-func (d *draft) force(name, lockedBy string, ifMatch *uint64, by, why string) outcome {
+// force is an order to free a lock, whatever its key.
+type force struct {
+	lockedBy        string  // the holder that is meant; empty: every one
+	ifMatch         *uint64 // only when the lock has that revision; nil: always
+	by, person, why string  // for the log, see event
+}
+
+// force frees one holder or all of them.
+func (d *draft) force(name string, f force) outcome {
 	l := d.look(name)
-	if ifMatch != nil && *ifMatch != l.Revision {
+	if f.ifMatch != nil && *f.ifMatch != l.Revision {
 		return outcome{verdict: changedHands}
 	}
-	if lockedBy != "" && l.named(lockedBy) < 0 {
+	if f.lockedBy != "" && l.named(f.lockedBy) < 0 {
 		return outcome{verdict: noSuchHolder}
 	}
 	if l.free() {
@@ -390,9 +396,9 @@ func (d *draft) force(name, lockedBy string, ifMatch *uint64, by, why string) ou
 	}
 	names := ""
 	for _, h := range slices.Clone(l.Holders) {
-		if lockedBy == "" || h.LockedBy == lockedBy {
+		if f.lockedBy == "" || h.LockedBy == f.lockedBy {
 			names += ", " + h.LockedBy
-			d.drop(name, d.look(name).named(h.LockedBy), endForced, event{what: "force", by: by, why: why})
+			d.drop(name, d.look(name).named(h.LockedBy), endForced, event{what: "force", by: f.by, person: f.person, why: f.why})
 		}
 	}
 	d.advance(name)

@@ -60,7 +60,9 @@ func (b *bench) release(who identity, own bool) outcome {
 }
 
 func (b *bench) force(name string, ifMatch *uint64) outcome {
-	return b.batch(func(d *draft) outcome { return d.force("l", name, ifMatch, "ann", "stuck") })[0]
+	return b.batch(func(d *draft) outcome {
+		return d.force("l", force{lockedBy: name, ifMatch: ifMatch, by: "ann", why: "stuck"})
+	})[0]
 }
 
 // holders returns who holds the lock, as key:name, name.

@@ -35,7 +35,11 @@ func logEvents(log *slog.Logger, events []event) {
 				attrs = append(attrs, slog.String("reason", e.why))
 			}
 		case "force":
-			attrs = append(attrs, slog.Duration("held", e.lasted), slog.String("by", e.by), slog.String("reason", e.why))
+			attrs = append(attrs, slog.Duration("held", e.lasted), slog.String("by", e.by))
+			if e.person != "" {
+				attrs = append(attrs, slog.String("person", e.person))
+			}
+			attrs = append(attrs, slog.String("reason", e.why))
 		}
 		log.LogAttrs(context.Background(), slog.LevelInfo, e.what, attrs...)
 	}

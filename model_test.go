@@ -466,7 +466,7 @@ func (o op) apply(d *draft) outcome {
 	case "release":
 		return d.release(o.lock, release{o.who, o.own, o.ticket})
 	}
-	return d.force(o.lock, o.who.LockedBy, nil, "", "")
+	return d.force(o.lock, force{lockedBy: o.who.LockedBy})
 }
 
 func (o op) model(m *model, now time.Time, asking inFlight) outcome {

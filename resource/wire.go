@@ -75,6 +75,27 @@ type Release struct {
 type Force struct {
 	LockedBy string `json:"locked_by,omitempty"`
 	Reason   string `json:"reason,omitempty"`
+	By       string `json:"by,omitempty"` // who does it, as they say
+}
+
+// Events is what happened since the locker began to decide, newest first.
+type Events struct {
+	Since  time.Time `json:"since"`
+	Events []Event   `json:"events"`
+}
+
+// Event is one change of a lock: grant, queue, release, withdraw, expire or force.
+type Event struct {
+	Time     time.Time `json:"time"`
+	Event    string    `json:"event"`
+	Lock     string    `json:"lock"`
+	Key      string    `json:"key"`
+	LockedBy string    `json:"locked_by"`
+	Link     string    `json:"link,omitempty"`
+	Token    uint64    `json:"token,omitempty"`
+	Lasted   Duration  `json:"lasted,omitzero"` // how long it was held or waited for
+	By       string    `json:"by,omitempty"`    // who forced it
+	Reason   string    `json:"reason,omitempty"`
 }
 
 // Answer is the body of a PUT or DELETE that succeeded.
@@ -160,13 +181,16 @@ func DecodeForce(data []byte) (Force, error) {
 	}
 	var a asker
 	members := a.names()
-	members["reason"] = &f.Reason
+	members["reason"], members["by"] = &f.Reason, &f.By
 	err := Decode(data, members)
 	if err == nil {
 		f.LockedBy, err = a.name()
 	}
 	if len(f.Reason) > MaxName {
 		err = errors.Join(err, fmt.Errorf("reason has %d bytes: at most %d are allowed", len(f.Reason), MaxName))
+	}
+	if f.By != "" {
+		err = errors.Join(err, CheckName("by", f.By))
 	}
 	return f, err
 }

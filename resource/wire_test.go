@@ -90,7 +90,7 @@ unknown member "own": known are id, key, link, lock_by, locked_by, reason, reque
 		{release, `{"key":"","own":true}`, `key is empty: it must have 1 to 255 bytes
 own goes with an id: that says what this build took`},
 		{release, `{"key":"k","wait":"1s"}`, `unknown member "wait": known are id, key, lock_by, locked_by, own, requestor, ticket`},
-		{force, `{"key":"k"}`, `unknown member "key": known are lock_by, locked_by, reason, requestor`},
+		{force, `{"key":"k"}`, `unknown member "key": known are by, lock_by, locked_by, reason, requestor`},
 		{force, `x`, `malformed JSON at byte 1: invalid character 'x' looking for beginning of value`},
 	} {
 		if err := row.decode(row.data); err == nil || err.Error() != row.problems {
