@@ -27,7 +27,7 @@ const (
 	longestSuffix = len(".v1.tmp-4294967295") // of the files beside the state file
 )
 
-// config is what section "Configure" of the README describes, checked.
+// config is what section "Configure" of docs/operate.md describes, checked.
 type config struct {
 	state       string
 	listen      string

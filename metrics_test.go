@@ -171,8 +171,8 @@ func TestMetricsCountOperations(t *testing.T) {
 	}
 }
 
-// The README lists the metrics that there are.
-func TestReadmeListsTheMetrics(t *testing.T) {
+// The documents list the metrics that there are.
+func TestDocumentsListTheMetrics(t *testing.T) {
 	certFile, keyFile := lockertest.NewCertificate(t, t.TempDir(), "locker")
 	cert, err := loadCertificate(certFile, keyFile, quiet())
 	if err != nil {
@@ -187,8 +187,8 @@ func TestReadmeListsTheMetrics(t *testing.T) {
 		return slices.Compact(found)
 	}
 	served := names(`(?m)^# TYPE (\S+)`, string(exposed("v", &state{}, newMetrics(), cert, time.Now())))
-	if listed := names("(locker_[a-z_]+)[`{ ]", strings.ReplaceAll(read(t, "README.md"), "locker_uri", "")); !slices.Equal(listed, served) || len(listed) < 10 {
-		t.Errorf("the README has %v,\nserved are %v", listed, served)
+	if listed := names("(locker_[a-z_]+)[`{ ]", strings.ReplaceAll(read(t, "docs/operate.md"), "locker_uri", "")); !slices.Equal(listed, served) || len(listed) < 10 {
+		t.Errorf("the documents have %v,\nserved are %v", listed, served)
 	}
 }
 

@@ -18,9 +18,13 @@ import (
 	"github.com/cloudfoundry-community/locker/internal/lockertest"
 )
 
-// This file holds the README to what it says.
+// This file holds the documents to what they say.
 
-// block is a piece of the README that is to be pasted.
+// documents are the README and what it leads to, in the order in which they are
+// read.
+var documents = []string{"README.md", "docs/api.md", "docs/pipelines.md", "docs/operate.md", "docs/design.md"}
+
+// block is a piece of a document that is to be pasted.
 type block struct {
 	language string
 	text     string
@@ -28,12 +32,14 @@ type block struct {
 
 var fenced = regexp.MustCompile("(?sm)^```(\\w+)\n(.*?)^```$")
 
-// readmeBlocks returns the README's blocks that have words in them.
+// readmeBlocks returns the documents' blocks that have words in them.
 func readmeBlocks(t testing.TB, words string) (blocks []block) {
 	t.Helper()
-	for _, found := range fenced.FindAllStringSubmatch(lockertest.Read(t, "README.md"), -1) {
-		if strings.Contains(found[2], words) {
-			blocks = append(blocks, block{found[1], found[2]})
+	for _, name := range documents {
+		for _, found := range fenced.FindAllStringSubmatch(lockertest.Read(t, name), -1) {
+			if strings.Contains(found[2], words) {
+				blocks = append(blocks, block{found[1], found[2]})
+			}
 		}
 	}
 	return blocks
@@ -232,7 +238,7 @@ func TestReadmeNamesFunctions(t *testing.T) {
 			}
 		}
 	}
-	_, life, _ := strings.Cut(lockertest.Read(t, "README.md"), "## How one request travels")
+	life := lockertest.Read(t, "docs/design.md")
 	named := regexp.MustCompile("`([a-z]+\\.[A-Za-z]+)`").FindAllStringSubmatch(life, -1)
 	for _, n := range named {
 		if _, err := os.Stat(n[1]); err != nil && !declared[n[1]] {
@@ -266,6 +272,53 @@ func TestReadmeUnit(t *testing.T) {
 		out, err := exec.CommandContext(t.Context(), "systemd-analyze", append(args, path)...).CombinedOutput()
 		if err != nil || args[0] == "verify" && len(out) > 0 {
 			t.Errorf("%s: %v\n%s", args[0], err, out)
+		}
+	}
+}
+
+// readPipelines reads YAML documents, separated by lines of dashes, as Concourse
+// would: each name is an identifier, and what a plan gets or puts is a resource.
+const readPipelines = `import re, sys, yaml
+resources, steps, names = set(), set(), []
+def walk(step):
+    if isinstance(step, list):
+        for s in step: walk(s)
+    elif isinstance(step, dict):
+        for kind in ("get", "put"):
+            if kind in step: steps.add(step[kind])
+        for v in step.values(): walk(v)
+for text in sys.stdin.read().split("\n-----\n"):
+    doc = yaml.safe_load(text)
+    if not isinstance(doc, dict): sys.exit("no mapping: " + text)
+    if set(doc) & {"jobs", "resources", "resource_types"}:
+        resources |= {r["name"] for r in doc.get("resources", [])}
+        names += [x["name"] for part in ("jobs", "resources", "resource_types") for x in doc.get(part, [])]
+        for job in doc.get("jobs", []):
+            if not job.get("plan"): sys.exit("no plan: " + job["name"])
+            walk(job)
+            files = [s["file"].split("/")[0] for s in job["plan"] if isinstance(s, dict) and "file" in s]
+            gets = [s.get("get") for s in job["plan"]]
+            if not set(files) <= set(gets): sys.exit("a task's file comes from nowhere: " + job["name"])
+bad = [n for n in names if not re.fullmatch(r"[a-z][a-z0-9_.-]*", n)]
+if bad or steps - resources or len(names) < 3: sys.exit(f"names {bad}, not resources {steps - resources}, {len(names)} names")
+`
+
+// TestPipelinesLoad loads the YAML of the documents.
+func TestPipelinesLoad(t *testing.T) {
+	if err := exec.Command("/usr/bin/python3", "-c", "import yaml").Run(); err != nil {
+		lockertest.Skip(t, "python3-yaml: "+err.Error())
+	}
+	for _, name := range []string{"README.md", "docs/pipelines.md"} {
+		var texts []string
+		for _, found := range fenced.FindAllStringSubmatch(lockertest.Read(t, name), -1) {
+			if found[1] == "yaml" {
+				texts = append(texts, found[2])
+			}
+		}
+		cmd := exec.CommandContext(t.Context(), "/usr/bin/python3", "-c", readPipelines)
+		cmd.Stdin = strings.NewReader(strings.Join(texts, "\n-----\n"))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", name, err, out)
 		}
 	}
 }
