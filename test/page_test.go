@@ -143,7 +143,7 @@ func TestPageRelease(t *testing.T) {
 	w.keys("build 12 hangs" + keyEnter)
 	w.has("Released jane from a/b.", "Nothing is held")
 	w.await("!document.getElementById('dialog').open && document.activeElement !== document.body")
-	w.Log.Await(t, `msg=force lock=a/b key=k locked_by=jane link=\S+ token=1 held=\S+ by=`+user+` reason="build 12 hangs"\n`)
+	w.Log.Await(t, `msg=force lock=a/b key=k locked_by=jane link=\S+ token=2 held=\S+ by=`+user+` reason="build 12 hangs"\n`)
 }
 
 // tabTo presses Tab until an expression is true.
