@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,7 +24,7 @@ import (
 type late struct {
 	target string
 	when   func(method, body string) []time.Duration
-	onWay  sync.WaitGroup
+	onWay  atomic.Int64
 }
 
 func (l *late) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -37,7 +38,9 @@ func (l *late) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	answered := make(chan bool)
 	for i, after := range copies {
-		l.onWay.Go(func() {
+		l.onWay.Add(1)
+		go func() {
+			defer l.onWay.Add(-1)
 			time.Sleep(after)
 			resp := l.deliver(r, body)
 			if i > 0 {
@@ -51,11 +54,17 @@ func (l *late) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(resp.StatusCode)
 			io.Copy(w, resp.Body)
 			answered <- true
-		})
+		}()
 	}
 	if !<-answered {
 		panic(http.ErrAbortHandler)
 	}
+}
+
+// wait returns when everything has arrived.
+func (l *late) wait(t *testing.T) {
+	t.Helper()
+	lockertest.Eventually(t, "everything has arrived", func() bool { return l.onWay.Load() == 0 })
 }
 
 // deliver sends a request, whether or not its sender is still there, and reads
@@ -105,7 +114,7 @@ func TestTakeArrivesAfterTheAbort(t *testing.T) {
 			if i%2 == 0 {
 				p.Out(t, "1", lockertest.OwnUnlock("k")).OK(t)
 			}
-			slow.onWay.Wait()
+			slow.wait(t)
 			if l := s.Lock("myLock"); !lockertest.Nobodys(l) {
 				t.Errorf("the dead build holds it: %+v", l)
 			}
@@ -127,7 +136,7 @@ func TestGiveBackArrivesAfterTheNextAttempt(t *testing.T) {
 	second := lockertest.NewPipeline(s.Address).Out(t, "1", lockertest.LockParams("k", ""))
 	gate.Out(t, "gate", lockertest.UnlockParams("gate", "")).OK(t)
 	second.OK(t)
-	slow.onWay.Wait()
+	slow.wait(t)
 	first.Code()
 	if l := s.Lock("myLock"); len(l.Holders) != 1 || l.Holders[0].LockedBy != "k" {
 		t.Errorf("a late give-back freed it: %+v", l)
@@ -190,7 +199,7 @@ func TestLateMessages(t *testing.T) {
 		})
 	}
 	all.Wait()
-	network.onWay.Wait()
+	network.wait(t)
 	if l := s.Lock("myLock"); !lockertest.Nobodys(l) {
 		t.Errorf("in the end: %+v\n%s", l, s.Log)
 	}
