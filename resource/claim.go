@@ -85,37 +85,38 @@ type claim struct {
 	ticket   atomic.Pointer[string] // of this run; nil: not fetched yet
 }
 
-// fetch gets the run a ticket, unless it has one. All that is sent goes with it:
-// what an earlier run of this build sent, or what the network holds back of this
-// one, cannot undo what a later one does.
-func (c *claim) fetch(ctx context.Context) error {
-	if c.ticket.Load() != nil {
-		return nil
+// fetch returns the run's ticket, after it has got one. All that is sent goes with
+// it: what an earlier run of this build sent, or what the network holds back of
+// this one, cannot undo what a later one does.
+func (c *claim) fetch(ctx context.Context) (*string, error) {
+	if ticket := c.ticket.Load(); ticket != nil {
+		return ticket, nil
 	}
 	l, ticket, err := c.client.ticket(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c.ticket.Store(&ticket)
 	c.seen(l)
-	return nil
+	return &ticket, nil
 }
 
 // release gives back what the claim has; with own, only what this build took.
 // Its error is a *refusal or a *failure.
 func (c *claim) release(ctx context.Context, own bool) (Answer, error) {
-	if err := c.fetch(ctx); err != nil {
+	ticket, err := c.fetch(ctx)
+	if err != nil {
 		return Answer{}, err
 	}
-	a, err := c.client.release(ctx, Release{Key: c.params.key, LockedBy: c.params.lockedBy, ID: c.id, Own: own, Ticket: *c.ticket.Load()})
-	c.drop(err)
+	a, err := c.client.release(ctx, Release{Key: c.params.key, LockedBy: c.params.lockedBy, ID: c.id, Own: own, Ticket: *ticket})
+	c.drop(ticket, err)
 	return a, err
 }
 
 // drop has another ticket fetched when the locker says that this one is too old.
-func (c *claim) drop(err error) {
+func (c *claim) drop(ticket *string, err error) {
 	if f, ok := errors.AsType[*failure](err); ok && f.stale {
-		c.ticket.Store(nil)
+		c.ticket.CompareAndSwap(ticket, nil)
 	}
 }
 

@@ -68,7 +68,7 @@ func (c *claim) aborted(leaving context.Context, t taken) error {
 	if err := c.giveBack(leaving); err != nil {
 		return err
 	}
-	if ticket := c.ticket.Load(); t.onWay && *ticket == "" {
+	if ticket := c.ticket.Load(); t.onWay && ticket != nil && *ticket == "" {
 		return fmt.Errorf("the locker has nothing of %s now, but a request that it had not answered may reach it yet: let the job ensure the unlock", c.params.lockedBy)
 	}
 	return fmt.Errorf("the claim of %s is given back", c.params.lockedBy)
@@ -117,10 +117,11 @@ func (c *claim) take(ctx, requests context.Context) (t taken) {
 	queue := &queueLog{claim: c}
 	for t.err = ctx.Err(); t.err == nil; t.err = ctx.Err() {
 		asked := time.Now()
-		if t.err = c.fetch(requests); t.err == nil {
-			ask.Ticket, ask.Wait = *c.ticket.Load(), Duration(limit.next())
+		var ticket *string
+		if ticket, t.err = c.fetch(requests); t.err == nil {
+			ask.Ticket, ask.Wait = *ticket, Duration(limit.next())
 			t.answer, t.err = c.client.take(requests, ask)
-			c.drop(t.err)
+			c.drop(ticket, t.err)
 		}
 		refused, isRefusal := errors.AsType[*refusal](t.err)
 		switch {

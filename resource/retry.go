@@ -42,7 +42,7 @@ func (p *patience) after(ctx context.Context, err error) error {
 		pause = min(pause, hurriedPause)
 	}
 	budget := p.budget
-	if f.noHost && (budget == 0 || budget > noHostBudget) {
+	if f.noHost && budget > noHostBudget { // once the locker has answered, its name is right
 		budget = noHostBudget
 	}
 	until := ""

@@ -70,6 +70,12 @@ func TestUnknownHost(t *testing.T) {
 		if took := time.Since(start); err == nil || took != time.Minute {
 			t.Errorf("error %v after %s", err, took)
 		}
+		queued := &patience{say: &speaker{w: io.Discard}} // no outage is too long
+		for range 20 {
+			if err := queued.after(t.Context(), &failure{message: "no such host", noHost: true}); err != nil {
+				t.Fatalf("gave up after %s: %v", time.Since(start), err)
+			}
+		}
 	})
 }
 
