@@ -304,7 +304,7 @@ func (c *committer) publish(d *draft) {
 		return
 	}
 	c.metrics.grants(d.events)
-	c.endings.learn(d.ends, d.added, d.horizon)
+	c.endings.learn(d.recollection)
 	s := d.state
 	old := c.published.Swap(&snapshot{&s, make(chan struct{})})
 	close(old.replaced)

@@ -45,8 +45,12 @@ type end struct {
 	How    how       `json:"how,omitempty"` // empty in older files
 	At     time.Time `json:"at"`
 	Ticket ticket    `json:"ticket,omitzero"` // the newest of the claim's and of its releases'
+}
 
-	touched time.Time // when it was last remembered
+// memo is an end and when it was last remembered.
+type memo struct {
+	end
+	touched time.Time
 }
 
 // endID is a hash of a lock's name, a key and an id, and one of a name; a zero
@@ -85,43 +89,47 @@ func (e *endID) UnmarshalText(text []byte) error {
 }
 
 // counts reports whether e is remembered of a claim of that name.
-func (e *end) counts(id endID) bool {
+func (e end) counts(id endID) bool {
 	return e.Claim.name == id.name || e.Claim.everyName() || id.everyName()
 }
 
 // endings are what is remembered, committed. The writer owns it; a draft reads it.
 type endings struct {
-	ends    map[[16]byte][]*end // by the claim's hash; oldest first
-	order   []*end              // oldest first; with some that are no longer in ends
-	size    int                 // of ends
-	horizon ticket              // all that is remembered or was forgotten has an older one, or is in ends
+	memos   map[[16]byte][]*memo // by the claim's hash; oldest first
+	order   []*memo              // oldest first; with some that are no longer in memos
+	size    int                  // of memos
+	horizon ticket               // what was forgotten has older tickets
 }
 
-func newEndings() *endings { return &endings{ends: map[[16]byte][]*end{}} }
+func newEndings() *endings { return &endings{memos: map[[16]byte][]*memo{}} }
 
 // load remembers what the locks of a state have kept.
 func (m *endings) load(left []end, now time.Time) {
 	for _, e := range left {
-		e.touched = e.At
-		m.ends[e.Claim.claim] = append(m.ends[e.Claim.claim], &e)
-		m.order = append(m.order, &e)
+		kept := &memo{e, e.At}
+		m.memos[e.Claim.claim] = append(m.memos[e.Claim.claim], kept)
+		m.order = append(m.order, kept)
 		m.size++
 	}
-	slices.SortStableFunc(m.order, func(a, b *end) int { return a.At.Compare(b.At) })
+	slices.SortStableFunc(m.order, func(a, b *memo) int { return a.At.Compare(b.At) })
 	m.trim(now)
 }
 
 // learn takes over what a draft remembers and has forgotten.
-func (m *endings) learn(ends map[[16]byte][]*end, added []*end, horizon ticket) {
-	for claim, list := range ends {
-		m.size += len(list) - len(m.ends[claim])
-		m.ends[claim] = list
-		if len(list) == 0 {
-			delete(m.ends, claim)
-		}
+func (m *endings) learn(r *recollection) {
+	for claim, list := range r.lists {
+		m.set(claim, list)
 	}
-	m.order = append(m.order, added...)
-	m.horizon = m.horizon.newest(horizon)
+	m.order = append(m.order, r.added...)
+	m.horizon = m.horizon.newest(r.horizon)
+}
+
+func (m *endings) set(claim [16]byte, list []*memo) {
+	m.size += len(list) - len(m.memos[claim])
+	m.memos[claim] = list
+	if len(list) == 0 {
+		delete(m.memos, claim)
+	}
 }
 
 // trim forgets what is older than an hour or too much. A take whose ticket is
@@ -132,31 +140,104 @@ func (m *endings) trim(now time.Time) {
 		m.order = m.order[1:]
 	}
 	if len(m.order) > 2*maxEnded {
-		m.order = slices.DeleteFunc(m.order, func(e *end) bool { return !m.has(e) })
+		m.order = slices.DeleteFunc(m.order, func(e *memo) bool { return !m.has(e) })
 	}
 }
 
-func (m *endings) has(e *end) bool { return slices.Contains(m.ends[e.Claim.claim], e) }
+func (m *endings) has(e *memo) bool { return slices.Contains(m.memos[e.Claim.claim], e) }
 
-func (m *endings) drop(e *end) {
-	list := m.ends[e.Claim.claim]
-	i := slices.Index(list, e)
-	if i < 0 {
-		return
+func (m *endings) drop(e *memo) {
+	list := m.memos[e.Claim.claim]
+	if i := slices.Index(list, e); i >= 0 {
+		m.set(e.Claim.claim, slices.Concat(list[:i], list[i+1:]))
+		m.horizon = m.horizon.newest(e.after())
 	}
-	m.size--
-	if list = slices.Concat(list[:i], list[i+1:]); len(list) > 0 {
-		m.ends[e.Claim.claim] = list
-	} else {
-		delete(m.ends, e.Claim.claim)
-	}
-	m.horizon = m.horizon.newest(horizonAfter(e))
 }
 
-// horizonAfter returns the horizon that makes forgetting e safe.
-func horizonAfter(e *end) ticket {
+// after returns the horizon that makes forgetting e safe.
+func (e end) after() ticket {
 	if e.Ticket.IsZero() {
 		return ticket{}
 	}
 	return e.Ticket.beyond()
+}
+
+// recollection is what a draft remembers: endings, and what the draft changes in
+// them.
+type recollection struct {
+	past    *endings
+	given   ticket               // the last one that was given out
+	lists   map[[16]byte][]*memo // by claim, where they differ
+	added   []*memo
+	horizon ticket
+}
+
+func newRecollection(past *endings, given ticket) *recollection {
+	return &recollection{past: past, given: given, lists: map[[16]byte][]*memo{}, horizon: past.horizon}
+}
+
+// notGiven reports whether a ticket is not this locker's: an old state was
+// restored, and the ticket is from before that.
+func (r *recollection) notGiven(t ticket) bool { return t.compare(r.given.newest(r.horizon)) > 0 }
+
+// of returns what is remembered of a claim, whatever its name.
+func (r *recollection) of(id endID) []*memo {
+	if list, ok := r.lists[id.claim]; ok {
+		return list
+	}
+	return r.past.memos[id.claim]
+}
+
+// notOlder returns an end of a claim whose ticket is not older than t; nil: there
+// is none.
+func (r *recollection) notOlder(id endID, t ticket) *memo {
+	for _, e := range r.of(id) {
+		if e.counts(id) && e.Ticket.compare(t) >= 0 {
+			return e
+		}
+	}
+	return nil
+}
+
+// pastOf returns how the claim that a release names ended before; nil: it did not.
+func (r *recollection) pastOf(id endID) (past *memo) {
+	for _, e := range r.of(id) {
+		if e.counts(id) && e.How != leftRefused && (past == nil || past.How.trace() || !e.How.trace()) {
+			past = e
+		}
+	}
+	return past
+}
+
+// add remembers e, returns it as it is remembered, and reports whether that is
+// news. A release that ended nothing does not change how the claim ended.
+func (r *recollection) add(e end, now time.Time) (end, bool) {
+	list := slices.Clone(r.of(e.Claim))
+	if i := slices.IndexFunc(list, func(old *memo) bool { return old.Claim == e.Claim }); i >= 0 {
+		was := list[i].end
+		e.Ticket = e.Ticket.newest(was.Ticket)
+		if e.How == leftRefused || e.How == leftNothing && was.How != leftRefused || e.How == endReleased && was.How == endReleased {
+			e.How, e.At = was.How, was.At
+		}
+		if e == was {
+			return e, false
+		}
+		list = slices.Delete(list, i, i+1)
+	}
+	kept := &memo{e, now}
+	r.lists[e.Claim.claim] = append(list, kept)
+	r.added = append(r.added, kept)
+	return e, true
+}
+
+// forget forgets a claim's end, and reports whether there was one.
+func (r *recollection) forget(id endID) bool {
+	list := r.of(id)
+	i := slices.IndexFunc(list, func(e *memo) bool { return e.Claim == id })
+	if i < 0 {
+		return false
+	}
+	r.horizon = r.horizon.newest(list[i].after())
+	r.lists[id.claim] = slices.Concat(list[:i], list[i+1:])
+	return true
 }

@@ -22,8 +22,8 @@ func TestEndsAreAtMostTwentyThousand(t *testing.T) {
 		return outcome{}
 	})
 	b.batch() // trims
-	if b.past.size != maxEnded || len(b.past.ends) != maxEnded || b.past.horizon != (ticket{1, 2}) {
-		t.Errorf("%d remembered, %d listed, horizon %v; want the oldest dropped", b.past.size, len(b.past.ends), b.past.horizon)
+	if b.past.size != maxEnded || len(b.past.memos) != maxEnded || b.past.horizon != (ticket{1, 2}) {
+		t.Errorf("%d remembered, %d listed, horizon %v; want the oldest dropped", b.past.size, len(b.past.memos), b.past.horizon)
 	}
 	b.wantVerdict(b.release(of("k a 1").identity, false), alreadyEnded)
 	b.wantVerdict(b.release(of("k a 0").identity, false), released)

@@ -17,73 +17,13 @@ const (
 	maxWaiters = 5_000            // waiters on one lock
 )
 
-// verdict says what became of a request. Its value is a metric's label.
-type verdict string
-
-const (
-	granted      verdict = "granted"
-	repeated     verdict = "repeat"  // granted before, to the same claim
-	queued       verdict = "queued"  // it waits, or keeps its place
-	refused      verdict = "refused" // it is not queued
-	overLimit    verdict = "limit"   // it would be one claim too many
-	released     verdict = "released"
-	withdrew     verdict = "withdrew"  // it took a queued claim back
-	withdrawn    verdict = "withdrawn" // it waited, and its claim was taken back
-	alreadyEnded verdict = "ended"     // released, withdrawn, expired or forced before
-	laterRun     verdict = "later_run" // what it names belongs to a run that began after it was sent
-	tooLate      verdict = "too_late"  // a take, after a release of its run or of a later one
-	oldTicket    verdict = "old_ticket"
-	neverTaken   verdict = "own" // only its own hold was to be freed, and it has none
-	wasFree      verdict = "free"
-	wrongKey     verdict = "wrong_key"
-	noSuchHolder verdict = "no_holder"
-	forced       verdict = "forced"
-	changedHands verdict = "changed" // a forced release named another revision
-)
-
-// outcome is a verdict and what belongs to it.
-type outcome struct {
-	verdict verdict
-	token   uint64 // of a grant
-	waiter  uint64 // the waiter's revision, when it is or was queued
-	name    string // whose claim was meant, where the request did not say
-	how     how    // the claim ended before
-	at      time.Time
-}
-
-// release is what somebody gives back. Without a name it is the claim that the
-// id has under that key.
-type release struct {
-	identity
-	own    bool // nothing but what the id itself has
-	ticket ticket
-}
-
-// event is a change, for the log.
-type event struct {
-	what     string // grant, queue, release, withdraw, expire or force
-	lock     string
-	identity identity
-	link     string
-	token    uint64
-	lasted   time.Duration // how long it was held or waited for
-	by       string        // who forced it: a user or an address
-	person   string        // and who they say they are
-	why      string        // it is held, or was forced, withdrawn or given back
-}
-
 // draft is a copy of a state to which one batch of requests is applied. It is
 // owned by one goroutine.
 type draft struct {
 	state
-	base  *state
-	now   time.Time // wall clock, UTC
-	given ticket    // the last one that was given out
-
-	past    *endings            // as committed, for reading
-	ends    map[[16]byte][]*end // what is remembered otherwise than there
-	added   []*end
-	horizon ticket
+	*recollection
+	base *state
+	now  time.Time // wall clock, UTC
 
 	// asking says whether a request of the waiter is in flight and, when
 	// none is, how long ago the last one ended.
@@ -99,8 +39,7 @@ type draft struct {
 
 func newDraft(base *state, m *endings, given ticket, now time.Time, asking func(uint64) (bool, time.Duration)) *draft {
 	return &draft{
-		state: *base, base: base, now: now, given: given, asking: asking, hungUp: func(uint64) bool { return false },
-		past: m, ends: map[[16]byte][]*end{}, horizon: m.horizon,
+		state: *base, recollection: newRecollection(m, given), base: base, now: now, asking: asking, hungUp: func(uint64) bool { return false },
 		arrived: map[uint64]bool{}, coming: map[uint64]bool{}, own: map[*lock]bool{}, moved: map[uint64]outcome{},
 	}
 }
@@ -170,7 +109,7 @@ func (d *draft) take(name string, c claim, wait bool) outcome {
 	}
 	l = d.edit(name)
 	if c.Ticket.IsZero() {
-		d.forget(l, c.identity)
+		d.forgetEnd(l, c.identity)
 	}
 	d.claims++
 	if fits {
@@ -186,27 +125,17 @@ func (d *draft) take(name string, c claim, wait bool) outcome {
 // late says why a take with a ticket is refused without a look at the lock; empty
 // is not.
 func (d *draft) late(name string, c claim) verdict {
-	if c.Ticket.IsZero() {
+	e := d.notOlder(newEndID(name, c.Key, c.LockedBy, c.ID), c.Ticket)
+	switch {
+	case c.Ticket.IsZero():
 		return ""
-	}
-	for _, e := range d.recall(newEndID(name, c.Key, c.LockedBy, c.ID)) {
-		switch {
-		case e.Ticket.compare(c.Ticket) < 0:
-		case e.How.unheard():
-			return oldTicket
-		default:
-			return tooLate
-		}
-	}
-	if d.notGiven(c.Ticket) {
+	case e != nil && !e.How.unheard():
+		return tooLate
+	case e != nil, d.notGiven(c.Ticket):
 		return oldTicket
 	}
 	return ""
 }
-
-// notGiven reports whether a ticket is not this locker's: an old state was
-// restored, and the ticket is from before that.
-func (d *draft) notGiven(t ticket) bool { return t.compare(d.given.newest(d.horizon)) > 0 }
 
 // repeat is take for the claim of the holder at i.
 func (d *draft) repeat(name string, i int, c claim) outcome {
@@ -325,7 +254,8 @@ func (d *draft) giveUp(name string, r release) outcome {
 	holding, waiting, named := l.holding(who), l.waiting(who), l.named(who.LockedBy)
 	older := func(t ticket) bool { return r.ticket.IsZero() || t.compare(r.ticket) <= 0 }
 	o := outcome{name: who.LockedBy}
-	switch past := d.pastOf(name, r.identity); {
+	past := d.pastOf(newEndID(name, r.Key, r.LockedBy, r.ID))
+	switch {
 	case holding >= 0 && !older(l.Holders[holding].Ticket), waiting >= 0 && !older(l.Waiters[waiting].Ticket):
 		o.verdict = laterRun
 	case holding >= 0:
@@ -334,7 +264,7 @@ func (d *draft) giveUp(name string, r release) outcome {
 	case waiting >= 0:
 		o.verdict = withdrew
 		d.leave(name, waiting, endWithdrawn, "it was released while it waited")
-	case past != nil:
+	case past != nil && r.ID != "":
 		o.verdict, o.how, o.at = alreadyEnded, past.How, past.At
 	case r.own:
 		o.verdict = neverTaken
@@ -353,33 +283,12 @@ func (d *draft) giveUp(name string, r release) outcome {
 	return o
 }
 
-// pastOf returns how the claim that a release names ended before; nil: it did not.
-func (d *draft) pastOf(name string, r identity) *end {
-	var past *end
-	if r.ID == "" {
-		return nil
-	}
-	for _, e := range d.recall(newEndID(name, r.Key, r.LockedBy, r.ID)) {
-		if e.How != leftRefused && (past == nil || past.How.trace() || !e.How.trace()) {
-			past = e
-		}
-	}
-	return past
-}
-
 // giveBack releases the hold of that token, if it is there, for an asker
 // without an id that was gone before it could be told of its grant.
 func (d *draft) giveBack(name string, token uint64) {
 	if i := slices.IndexFunc(d.look(name).Holders, func(h holder) bool { return h.Token == token }); i >= 0 {
 		d.end(name, i, endReleased, event{what: "release", why: "its answer could not be delivered"})
 	}
-}
-
-// force is an order to free a lock, whatever its key.
-type force struct {
-	lockedBy        string  // the holder that is meant; empty: every one
-	ifMatch         *uint64 // only when the lock has that revision; nil: always
-	by, person, why string  // for the log, see event
 }
 
 // force frees one holder or all of them.
@@ -460,60 +369,28 @@ func (d *draft) withdraw(l *lock, w waiter, how how, why string) {
 	d.note(event{what: "withdraw", lock: l.name, identity: w.identity, link: w.Link, lasted: d.since(w.Since), why: why})
 }
 
-// recall returns what is remembered of a claim.
-func (d *draft) recall(id endID) []*end {
-	return slices.DeleteFunc(slices.Clone(d.listed(id)), func(e *end) bool { return !e.counts(id) })
-}
-
-// listed returns what is remembered of a claim, whatever its name.
-func (d *draft) listed(id endID) []*end {
-	if list, ok := d.ends[id.claim]; ok {
-		return list
-	}
-	return d.past.ends[id.claim]
-}
-
 // remember keeps how a claim ended, with the newest of its tickets, and reports
-// whether that is news. A release that ended nothing does not change how the
-// claim ended.
+// whether that is news.
 func (d *draft) remember(l *lock, who identity, how how, t ticket) bool {
 	if who.ID == "" {
 		return false
 	}
-	e := end{newEndID(l.name, who.Key, who.LockedBy, who.ID), how, d.now, t, d.now}
-	list := slices.Clone(d.listed(e.Claim))
-	if i := slices.IndexFunc(list, func(old *end) bool { return old.Claim == e.Claim }); i >= 0 {
-		was := *list[i]
-		e.Ticket = t.newest(was.Ticket)
-		if how.trace() && (how == leftRefused || was.How != leftRefused) || how == endReleased && was.How == endReleased {
-			e.How, e.At = was.How, was.At
-		}
-		if e.Ticket == was.Ticket && e.How == was.How && e.At.Equal(was.At) {
-			return false
-		}
-		list = slices.Delete(list, i, i+1)
+	e, news := d.add(end{Claim: newEndID(l.name, who.Key, who.LockedBy, who.ID), How: how, At: d.now, Ticket: t}, d.now)
+	if news {
+		l = d.edit(l.name)
+		l.Left = slices.DeleteFunc(l.Left, func(old end) bool { return old.Claim == e.Claim || d.now.Sub(old.At) >= endedKept })
+		l.Left = append(l.Left, e)
+		l.Left = l.Left[max(0, len(l.Left)-maxLeft):]
 	}
-	d.ends[e.Claim.claim] = append(list, &e)
-	d.added = append(d.added, &e)
-	kept := e
-	kept.touched = time.Time{} // it is not saved
-	l = d.edit(l.name)
-	l.Left = append(slices.DeleteFunc(l.Left, func(old end) bool { return old.Claim == e.Claim || d.now.Sub(old.At) >= endedKept }), kept)
-	l.Left = l.Left[max(0, len(l.Left)-maxLeft):]
-	return true
+	return news
 }
 
-// forget has a new claim without a ticket begin as if it had never been there.
-func (d *draft) forget(l *lock, who identity) {
+// forgetEnd has a new claim without a ticket begin as if it had never been there.
+func (d *draft) forgetEnd(l *lock, who identity) {
 	id := newEndID(l.name, who.Key, who.LockedBy, who.ID)
-	list := d.listed(id)
-	i := slices.IndexFunc(list, func(e *end) bool { return e.Claim == id })
-	if i < 0 || who.ID == "" {
-		return
+	if who.ID != "" && d.forget(id) {
+		l.Left = slices.DeleteFunc(l.Left, func(e end) bool { return e.Claim == id })
 	}
-	d.horizon = d.horizon.newest(horizonAfter(list[i]))
-	d.ends[id.claim] = slices.Concat(list[:i], list[i+1:])
-	l.Left = slices.DeleteFunc(l.Left, func(e end) bool { return e.Claim == id })
 }
 
 // tend does what time and lost connections ask for: holds expire, waiters that

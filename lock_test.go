@@ -47,7 +47,7 @@ func (b *bench) batch(ops ...func(*draft) outcome) []outcome {
 		b.t.Fatal("a batch without a change changed the published state")
 	}
 	b.s, b.moved = &d.state, d.moved
-	b.past.learn(d.ends, d.added, d.horizon)
+	b.past.learn(d.recollection)
 	return outcomes
 }
 
@@ -544,7 +544,7 @@ func (w *world) start() {
 
 func (w *world) keep(d *draft) {
 	w.s = &d.state
-	w.past.learn(d.ends, d.added, d.horizon)
+	w.past.learn(d.recollection)
 }
 
 // give gives out a ticket.
