@@ -28,7 +28,7 @@ type reply struct {
 	body        [][]byte          // in pieces, without the newline at the end; nil is none
 	contentType string            // JSON when empty
 	verdict     verdict           // what the rules decided; empty when they were not asked
-	granted     hold              // to be given back if the answer does not reach the asker; zero: nothing
+	giveBack    func()            // called when the answer does not reach the asker; nil: nothing is to be given back
 }
 
 // Errors that have a status of their own.

@@ -59,7 +59,8 @@ type route struct {
 
 // handler answers a request whose body has been read to its end: only then is
 // a lost connection noticed while it waits.
-type handler func(r *http.Request, body []byte) (reply, error)
+// c is the committer of the term in which it is answered.
+type handler func(c *committer, r *http.Request, body []byte) (reply, error)
 
 const lockPath = "/lock/NAME"
 
@@ -119,10 +120,10 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer a.serving.RUnlock()
 	rt, err := a.find(r)
 	rep, err := a.serve(w, r, rt.handle, err)
-	if err == nil && rep.granted != (hold{}) && r.Context().Err() != nil {
+	if err == nil && rep.giveBack != nil && r.Context().Err() != nil {
 		err = errGone
 	}
-	verdict, granted := rep.verdict, rep.granted
+	verdict, giveBack := rep.verdict, rep.giveBack
 	if err != nil {
 		rep = errorReply(err)
 	}
@@ -133,8 +134,8 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "close")
 	}
 	a.metrics.request(rt.operation, cmp.Or(string(verdict), strconv.Itoa(rep.status)))
-	if err := errors.Join(err, write(w, rep)); err != nil && granted != (hold{}) {
-		a.committer.Load().giveBack(granted)
+	if err := errors.Join(err, write(w, rep)); err != nil && giveBack != nil {
+		giveBack()
 	}
 }
 
@@ -176,7 +177,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request, handle handler, notF
 		return reply{}, badRequest{fmt.Errorf("read body: %w", err)}
 	}
 	stream.SetReadDeadline(time.Time{})
-	return handle(r, body)
+	return handle(a.committer.Load(), r, body)
 }
 
 // write sends a reply. An error says that it did not get as far as the kernel.
@@ -209,7 +210,7 @@ func write(w http.ResponseWriter, rep reply) error {
 	return stream.Flush()
 }
 
-func (a *api) page(r *http.Request, _ []byte) (reply, error) {
+func (a *api) page(_ *committer, r *http.Request, _ []byte) (reply, error) {
 	if _, err := parseQuery(r); err != nil {
 		return reply{}, badRequest{err}
 	}
@@ -219,8 +220,7 @@ func (a *api) page(r *http.Request, _ []byte) (reply, error) {
 	}, nil
 }
 
-func (a *api) health(*http.Request, []byte) (reply, error) {
-	c := a.committer.Load()
+func (a *api) health(c *committer, _ *http.Request, _ []byte) (reply, error) {
 	status, health := http.StatusOK, map[string]any{"status": "ok", "version": a.build, "revision": c.state().revision}
 	select {
 	case <-c.stopping():
@@ -235,16 +235,16 @@ func (a *api) health(*http.Request, []byte) (reply, error) {
 }
 
 // scrape answers with the metrics.
-func (a *api) scrape(r *http.Request, _ []byte) (reply, error) {
+func (a *api) scrape(c *committer, r *http.Request, _ []byte) (reply, error) {
 	if _, err := parseQuery(r); err != nil {
 		return reply{}, badRequest{err}
 	}
-	text := exposed(a.build, a.committer.Load().state().state, a.metrics, a.certificate, a.wall())
+	text := exposed(a.build, c.state().state, a.metrics, a.certificate, a.wall())
 	return reply{status: http.StatusOK, contentType: metricsType, body: [][]byte{bytes.TrimSuffix(text, []byte("\n"))}}, nil
 }
 
 // events answers with what happened lately.
-func (a *api) events(r *http.Request, _ []byte) (reply, error) {
+func (a *api) events(c *committer, r *http.Request, _ []byte) (reply, error) {
 	query, err := parseQuery(r, "lock")
 	if err == nil && query.Has("lock") {
 		err = resource.CheckLockName("lock", query.Get("lock"))
@@ -252,20 +252,19 @@ func (a *api) events(r *http.Request, _ []byte) (reply, error) {
 	if err != nil {
 		return reply{}, badRequest{err}
 	}
-	return reply{status: http.StatusOK, body: [][]byte{encode(a.committer.Load().recent.shown(query.Get("lock")))}}, nil
+	return reply{status: http.StatusOK, body: [][]byte{encode(c.recent.shown(query.Get("lock")))}}, nil
 }
 
 // list answers with all locks. When the client has them as they are
 // (If-None-Match, RFC 9110 section 13.1.2) it waits for a change if asked to,
 // and until the next tenth of a second for what else may change.
-func (a *api) list(r *http.Request, _ []byte) (reply, error) {
+func (a *api) list(c *committer, r *http.Request, _ []byte) (reply, error) {
 	wait, err := listWait(r)
 	if err != nil {
 		return reply{}, badRequest{err}
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), wait)
 	defer cancel()
-	c := a.committer.Load()
 	s := c.state()
 	has := r.Header.Values("If-None-Match")
 	for hasRevision(has, s.revision) {
@@ -301,20 +300,19 @@ func pause(ctx context.Context, c *committer) {
 
 func etagged(revision uint64) map[string]string { return map[string]string{"ETag": etag(revision)} }
 
-func (a *api) show(r *http.Request, _ []byte) (reply, error) {
+func (a *api) show(c *committer, r *http.Request, _ []byte) (reply, error) {
 	name, nameErr := lockName(r)
 	withTicket, allWaiters, queryErr := showQuery(r)
 	if err := errors.Join(nameErr, queryErr); err != nil {
 		return reply{}, badRequest{err}
 	}
-	c := a.committer.Load()
 	l := c.state().look(name)
 	rep := reply{status: http.StatusOK, header: etagged(l.Revision), body: [][]byte{l.shown()}}
 	if allWaiters {
 		rep.body = [][]byte{l.listed()[len(encode(name))+1:]}
 	}
 	if withTicket {
-		t, err := c.ticket()
+		t, err := c.ticket(r.Context())
 		if err != nil {
 			return reply{}, err
 		}
@@ -323,34 +321,34 @@ func (a *api) show(r *http.Request, _ []byte) (reply, error) {
 	return rep, nil
 }
 
-func (a *api) take(r *http.Request, body []byte) (reply, error) {
+func (a *api) take(c *committer, r *http.Request, body []byte) (reply, error) {
 	name, nameErr := lockName(r)
 	_, queryErr := parseQuery(r)
 	newErr := resource.CheckNewLockName("the lock's name", name)
-	c, wait, bodyErr := decodeTake(body)
+	asked, wait, bodyErr := decodeTake(body)
 	if err := errors.Join(nameErr, newErr, queryErr, bodyErr, noIfMatch(r)); err != nil {
 		return reply{}, badRequest{err}
 	}
-	req := &request{lock: name, asker: c.identity, ctx: r.Context(), apply: func(d *draft) outcome { return d.take(name, c, wait > 0) }}
+	req := &request{lock: name, asker: asked.identity, ctx: r.Context(), apply: func(d *draft) outcome { return d.take(name, asked, wait > 0) }}
 	if wait > 0 {
 		req.until = time.Now().Add(wait)
 		req.conn, _ = r.Context().Value(connKey{}).(net.Conn)
 	}
-	return a.ask(req, c.identity)
+	return ask(c, req, asked.identity)
 }
 
-func (a *api) release(r *http.Request, body []byte) (reply, error) {
+func (a *api) release(c *committer, r *http.Request, body []byte) (reply, error) {
 	name, nameErr := lockName(r)
 	back, bodyErr := decodeRelease(body)
 	if err := errors.Join(nameErr, notForced(r), bodyErr, noIfMatch(r)); err != nil {
 		return reply{}, badRequest{err}
 	}
-	return a.ask(&request{lock: name, frees: true, ctx: context.WithoutCancel(r.Context()), apply: func(d *draft) outcome {
+	return ask(c, &request{lock: name, frees: true, ctx: context.WithoutCancel(r.Context()), apply: func(d *draft) outcome {
 		return d.release(name, back)
 	}}, back.identity)
 }
 
-func (a *api) force(r *http.Request, body []byte) (reply, error) {
+func (a *api) force(c *committer, r *http.Request, body []byte) (reply, error) {
 	name, nameErr := lockName(r)
 	_, queryErr := parseQuery(r, "force")
 	f, bodyErr := resource.DecodeForce(body)
@@ -362,15 +360,15 @@ func (a *api) force(r *http.Request, body []byte) (reply, error) {
 	if !ok || a.credentials == nil {
 		by = r.RemoteAddr
 	}
-	return a.ask(&request{lock: name, frees: true, ctx: context.WithoutCancel(r.Context()), apply: func(d *draft) outcome {
+	return ask(c, &request{lock: name, frees: true, ctx: context.WithoutCancel(r.Context()), apply: func(d *draft) outcome {
 		return d.force(name, force{f.LockedBy, ifMatch, by, f.By, f.Reason})
 	}}, identity{LockedBy: f.LockedBy})
 }
 
 // ask has a request done and puts the outcome into words.
-func (a *api) ask(req *request, asker identity) (reply, error) {
+func ask(c *committer, req *request, asker identity) (reply, error) {
 	start := time.Now()
-	got := a.committer.Load().do(req)
+	got := c.do(req)
 	if got.err != nil {
 		return reply{}, got.err
 	}
@@ -381,7 +379,7 @@ func (a *api) ask(req *request, asker identity) (reply, error) {
 	rep := got.reply(asker)
 	rep.verdict = got.verdict
 	if got.verdict == granted && asker.ID == "" {
-		rep.granted = hold{req.lock, got.token}
+		rep.giveBack = func() { c.giveBack(hold{req.lock, got.token}) }
 	}
 	return rep, nil
 }

@@ -370,7 +370,7 @@ func BenchmarkManyWaiters(b *testing.B) {
 		all.Go(func() { q.stand(ctx, i%locks, i) })
 	}
 	lockertest.Eventually(b, "5,000 waiters", func() bool { return c.state().claims == waiters+locks })
-	file, err := os.Stat(c.store.path)
+	file, err := os.Stat(c.store.(*fileStore).path)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,11 +40,20 @@ type trouble struct {
 
 var errRevision = fmt.Errorf("the state's revision is at %d, beyond which not every reader of JSON is exact: start with another state file", uint64(maxRevision))
 
+// store keeps the state. The writer owns it.
+type store interface {
+	// save makes s what is kept, durably, and returns its size in bytes, 0 when
+	// it is not known. An error that wraps errUnknown leaves it open whether that
+	// happened; after any other nothing has changed.
+	save(s *state) (size int, err error)
+}
+
 // committer owns the state: run is the one goroutine that changes it. Its
 // other methods are safe for concurrent use.
 type committer struct {
 	inbox   *inbox
-	store   *store
+	store   store
+	confirm func() error // nil: nobody else can change what is saved
 	metrics *metrics
 	log     *slog.Logger
 	wall    func() time.Time
@@ -64,7 +74,7 @@ type committer struct {
 // newCommitter returns a committer of s, which it saves once, so that a folder
 // that cannot be written is found before anyone is served. An error means that
 // it is not known what the file holds; a save that was refused is tried again.
-func newCommitter(st *store, s *state, m *metrics, log *slog.Logger, wall func() time.Time) (*committer, error) {
+func newCommitter(st store, s *state, m *metrics, log *slog.Logger, wall func() time.Time) (*committer, error) {
 	c := &committer{
 		inbox: newInbox(), store: st, metrics: m, log: log, wall: wall, recent: newRecent(wall()),
 		places: places{}, endings: newEndings(), unsaved: true,
@@ -90,8 +100,14 @@ func (c *committer) state() *snapshot { return c.published.Load() }
 func (c *committer) failing() *trouble { return c.trouble.Load() }
 
 // ticket gives out a ticket. The error is errNotBegun as long as no commit has
-// moved the revision beyond that of every earlier ticket.
-func (c *committer) ticket() (ticket, error) {
+// moved the revision beyond that of every earlier ticket, or one of do's.
+func (c *committer) ticket(ctx context.Context) (ticket, error) {
+	if c.confirm != nil {
+		nothing := func(*draft) outcome { return outcome{} }
+		if a := c.do(&request{ctx: ctx, apply: nothing}); a.err != nil {
+			return ticket{}, a.err
+		}
+	}
 	if !c.begun.Load() {
 		return ticket{}, errNotBegun
 	}
@@ -228,22 +244,35 @@ func (c *committer) draw() (b *batch, closed bool) {
 // only when it is not known whether the result was saved.
 func (c *committer) commit(b *batch) error {
 	c.apply(b)
-	if b.draft.changed() || c.unsaved {
-		err := c.save(b.draft)
-		c.unsaved = err != nil
-		if err != nil && (b.draft.changed() || errors.Is(err, errUnknown)) {
-			c.reject(b, err)
-			if errors.Is(err, errUnknown) {
-				return err
-			}
-			return nil
+	if err := c.keep(b); err != nil {
+		c.reject(b, err)
+		if errors.Is(err, errUnknown) {
+			return err
 		}
+		return nil
 	}
 	c.publish(b.draft)
 	c.inbox.forget(len(b.unclaimed))
 	c.deliver(b)
 	c.recent.add(b.draft.now, b.draft.events)
 	logEvents(c.log, b.draft.events)
+	return nil
+}
+
+// keep returns nil once the draft is saved or, when it is as the state is, that
+// is known to be the one that counts.
+func (c *committer) keep(b *batch) error {
+	changed := b.draft.changed()
+	if changed || c.unsaved {
+		err := c.save(b.draft)
+		c.unsaved = err != nil
+		if err == nil || changed || errors.Is(err, errUnknown) {
+			return err
+		}
+	}
+	if c.confirm != nil && len(b.entries) > 0 {
+		return c.confirm()
+	}
 	return nil
 }
 

@@ -111,8 +111,8 @@ func TestOlderEndsAreRead(t *testing.T) {
 func TestTicketsWaitForTheStart(t *testing.T) {
 	dir := t.TempDir()
 	r := newRig(t, filepath.Join(dir, "locker.json"))
-	first, err := r.c.ticket()
-	second, _ := r.c.ticket()
+	first, err := r.c.ticket(t.Context())
+	second, _ := r.c.ticket(t.Context())
 	if err != nil || first.compare(second) >= 0 {
 		t.Fatalf("%v, then %v: %v", first, second, err)
 	}
@@ -123,14 +123,14 @@ func TestTicketsWaitForTheStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := c.ticket(); err != errNotBegun {
+	if got, err := c.ticket(t.Context()); err != errNotBegun {
 		t.Errorf("ticket %v, %v, before the start is saved", got, err)
 	}
 	st.steps = realSteps()
 	if err := c.commit(&batch{now: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
-	if third, err := c.ticket(); err != nil || second.compare(third) >= 0 {
+	if third, err := c.ticket(t.Context()); err != nil || second.compare(third) >= 0 {
 		t.Errorf("%v, then %v: %v", second, third, err)
 	}
 }

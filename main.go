@@ -108,7 +108,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if cfg.localOnly {
 		log.Warn("listening on this machine only, because there are no credentials: set AUTH_USER and AUTH_PASS, or LISTEN")
 	}
-	err = newEndpoint(listener, cfg, newAPI(cfg, counts, log, time.Now), log).serve(ctx, c)
+	a := newAPI(cfg, counts, log, time.Now)
+	a.begin(c)
+	err = newEndpoint(listener, cfg, a, log).serve(ctx, c)
 	log.Info("stop")
 	return err
 }
@@ -124,6 +126,14 @@ func pageURL(address net.Addr, secured bool) string {
 		host = "localhost"
 	}
 	return scheme + "://" + net.JoinHostPort(host, port) + "/"
+}
+
+// decider decides what is answered: a committer, or what makes committers come
+// and go.
+type decider interface {
+	run() error // until close, or until it cannot go on
+	drain()     // refuses what is new and answers what waits
+	close()     // lets run return
 }
 
 // endpoint is what answers HTTP. It stays while committers come and go.
@@ -142,13 +152,12 @@ func newEndpoint(l net.Listener, cfg *config, a *api, log *slog.Logger) *endpoin
 	return e
 }
 
-// serve answers by what c decides until ctx is done, the listener fails or the
+// serve answers by what d decides until ctx is done, the listener fails or the
 // state cannot be kept. When it returns, everyone has been answered, and as far
 // as commits succeed everything is committed.
-func (e *endpoint) serve(ctx context.Context, c *committer) error {
-	e.api.begin(c)
+func (e *endpoint) serve(ctx context.Context, d decider) error {
 	written, served := make(chan error, 1), make(chan error, 1)
-	go func() { written <- c.run() }()
+	go func() { written <- d.run() }()
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
 	go func() { served <- e.accept(watching) }()
@@ -161,9 +170,9 @@ func (e *endpoint) serve(ctx context.Context, c *committer) error {
 		written <- nil
 	}
 	e.listener.Close() // before anyone is told to try again
-	c.drain()
+	d.drain()
 	e.finish(ctx)
-	c.close()
+	d.close()
 	return errors.Join(err, <-written)
 }
 

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// store is the state file. Once it is loaded it is owned by the writer.
-type store struct {
+// fileStore is a store in a file. Once it is loaded it is owned by the writer.
+type fileStore struct {
 	path     string
 	guard    *os.File // FILE.lock, locked as long as the process lives
 	imported bool     // it was the original locker's
@@ -53,7 +53,7 @@ var errUnknown = errors.New("it is not known whether this was saved, the next st
 
 // openStore makes the state file at path this process's alone. Nothing else is
 // touched before load.
-func openStore(path string, steps steps) (*store, error) {
+func openStore(path string, steps steps) (*fileStore, error) {
 	path, err := filepath.Abs(path) // so that errors and the log name it in full
 	if err != nil {
 		return nil, fmt.Errorf("find state file: %w", err)
@@ -65,11 +65,11 @@ func openStore(path string, steps steps) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &store{path: path, guard: guard, steps: steps}, nil
+	return &fileStore{path: path, guard: guard, steps: steps}, nil
 }
 
 // close lets another process have the state file.
-func (st *store) close() error { return st.guard.Close() }
+func (st *fileStore) close() error { return st.guard.Close() }
 
 // flock takes FILE.lock for this process (flock(2)). The file stays: whoever
 // removed it could let two processes lock two files of that name.
@@ -102,7 +102,7 @@ func process(written []byte) string {
 
 // shared reports whether the state file has a second name (a hard link), by which
 // another locker may serve it.
-func (st *store) shared() bool {
+func (st *fileStore) shared() bool {
 	info, err := os.Stat(st.path)
 	if err != nil {
 		return false
@@ -115,7 +115,7 @@ func (st *store) shared() bool {
 // the original locker is kept as FILE.v1, and who has a lock there has it since
 // now. What was read is on disk when load returns, even if the process that
 // wrote it died between its rename and its fsync.
-func (st *store) load(now time.Time) (*state, error) {
+func (st *fileStore) load(now time.Time) (*state, error) {
 	if err := st.removeStale(); err != nil {
 		return nil, err
 	}
@@ -140,7 +140,7 @@ func (st *store) load(now time.Time) (*state, error) {
 
 // removeStale removes the temporary files of a process that died while it
 // saved: those with os.CreateTemp's number, not somebody's copies.
-func (st *store) removeStale() error {
+func (st *fileStore) removeStale() error {
 	dir, base := filepath.Split(st.path)
 	entries, err := os.ReadDir(filepath.Clean(dir))
 	if err != nil {
@@ -158,7 +158,7 @@ func (st *store) removeStale() error {
 	return nil
 }
 
-func (st *store) syncWhatIsThere() error {
+func (st *fileStore) syncWhatIsThere() error {
 	for _, name := range []string{st.path, filepath.Dir(st.path)} {
 		f, err := st.steps.open(name)
 		if err != nil {
@@ -176,7 +176,7 @@ func (st *store) syncWhatIsThere() error {
 // keepOriginal writes the original locker's file beside the new one. One that
 // is there already is not overwritten; the same one is from an upgrade that
 // was cut short.
-func (st *store) keepOriginal(data []byte) error {
+func (st *fileStore) keepOriginal(data []byte) error {
 	name := st.path + ".v1"
 	there, err := os.ReadFile(name)
 	switch {
@@ -194,7 +194,7 @@ func (st *store) keepOriginal(data []byte) error {
 // bytes. An error that wraps
 // errUnknown leaves it open whether the file is the old or the new one; after
 // any other it is the old one.
-func (st *store) save(s *state) (size int, err error) {
+func (st *fileStore) save(s *state) (size int, err error) {
 	if err := st.guarded(); err != nil {
 		return 0, fmt.Errorf("save state: %w", err)
 	}
@@ -219,7 +219,7 @@ func cause(err error) string {
 // guarded reports an error when FILE.lock is not the file that this process
 // locked: its folder was replaced or its disk unmounted, and another locker may
 // be at work there.
-func (st *store) guarded() error {
+func (st *fileStore) guarded() error {
 	mine, err := st.guard.Stat()
 	if err != nil {
 		return err
@@ -253,7 +253,7 @@ func (st *store) guarded() error {
 // save while it can still be refused. An fsync that failed is never repeated:
 // the pages it was to write may be gone (fsync(2), NOTES). The next save
 // writes a new file.
-func (st *store) replace(name string, data []byte) error {
+func (st *fileStore) replace(name string, data []byte) error {
 	dir, err := st.steps.open(filepath.Dir(name))
 	if err != nil {
 		return fmt.Errorf("save state: %w", err)
@@ -277,7 +277,7 @@ func (st *store) replace(name string, data []byte) error {
 
 // writeTemp writes data to a new file beside name, with mode 0600, and returns
 // its name. When it fails, it leaves no file.
-func (st *store) writeTemp(name string, data []byte) (temp string, err error) {
+func (st *fileStore) writeTemp(name string, data []byte) (temp string, err error) {
 	f, err := st.steps.create(filepath.Dir(name), filepath.Base(name)+".tmp-*")
 	if err != nil {
 		return "", err

@@ -23,7 +23,7 @@ const originalFile = `{
 }`
 
 // openState opens and loads a state file.
-func openState(path string, steps steps, now time.Time) (*store, *state, error) {
+func openState(path string, steps steps, now time.Time) (*fileStore, *state, error) {
 	st, err := openStore(path, steps)
 	if err != nil {
 		return nil, nil, err
@@ -36,7 +36,7 @@ func openState(path string, steps steps, now time.Time) (*store, *state, error) 
 	return st, s, nil
 }
 
-func openAt(t testing.TB, path string) (*store, *state) {
+func openAt(t testing.TB, path string) (*fileStore, *state) {
 	t.Helper()
 	st, s, err := openState(path, realSteps(), noon)
 	if err != nil {

@@ -206,7 +206,7 @@ func TestPlacesCountFromListening(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(placeKept - time.Second) // a name that resolves slowly
-		after := &rig{t: t, path: r.path, c: c, ended: make(chan error, 1)}
+		after := &rig{t: t, path: r.path, c: c, st: st, ended: make(chan error, 1)}
 		go func() { after.ended <- c.run() }()
 		defer after.stop()
 		time.Sleep(placeKept - time.Second)

@@ -27,6 +27,7 @@ type rig struct {
 	t     testing.TB
 	path  string
 	c     *committer
+	st    *fileStore
 	jump  atomic.Int64 // of the wall clock, in nanoseconds
 	stall atomic.Int64 // of the writer when it next looks at the clock, in nanoseconds
 
@@ -43,6 +44,7 @@ func newRig(t testing.TB, path string) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.st = st
 	r.c, err = newCommitter(st, s, newMetrics(), quiet(), func() time.Time {
 		time.Sleep(time.Duration(r.stall.Swap(0)))
 		return time.Now().Add(time.Duration(r.jump.Load()))
@@ -61,7 +63,7 @@ func (r *rig) stop() error {
 	r.c.close()
 	err := <-r.ended
 	r.ended <- nil
-	r.c.store.close()
+	r.st.close()
 	return err
 }
 
@@ -379,5 +381,6 @@ func serveBy(t testing.TB, l net.Listener, cfg *config, log *slog.Logger, wall f
 // serve has an endpoint serve what c decides.
 func serve(ctx context.Context, l net.Listener, cfg *config, c *committer, log *slog.Logger) error {
 	a := newAPI(cfg, c.metrics, log, c.wall)
+	a.begin(c)
 	return newEndpoint(l, cfg, a, log).serve(ctx, c)
 }
