@@ -32,23 +32,32 @@ type visit struct {
 // fails the test, but for messages that match one of the patterns.
 func visitPage(t testing.TB, env []string, but ...string) *visit {
 	t.Helper()
-	b := startBrowser(t)
-	w := &visit{b, lockertest.Start(t, append(env, "AUTH_USER="+user, "AUTH_PASS="+password)...), t}
-	b.device(1280, "light")
-	b.open(w.with("/"))
-	b.await("document.getElementById('status').textContent === 'live'")
-	b.run("window.stayed = true", nil)
+	l := lockertest.Start(t, append(env, credentials...)...)
+	return visitAt(t, l, l.URL+"/", but...)
+}
+
+// credentials are the settings of a locker that visitAt visits.
+var credentials = []string{"AUTH_USER=" + user, "AUTH_PASS=" + password}
+
+// visitAt is visitPage for a locker whose page is at that URL.
+func visitAt(t testing.TB, l *lockertest.Locker, page string, but ...string) *visit {
+	t.Helper()
+	w := &visit{startBrowser(t), l, t}
+	w.device(1280, "light")
+	w.open(strings.Replace(page, "://", "://"+url.UserPassword(user, password).String()+"@", 1))
+	w.await("document.getElementById('status').textContent === 'live'")
+	w.run("window.stayed = true", nil)
 	t.Cleanup(func() {
 		var elsewhere []string
-		b.run("return performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith(location.origin + '/') && !n.startsWith('data:'))", &elsewhere)
+		w.run("return performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith(location.origin + '/') && !n.startsWith('data:'))", &elsewhere)
 		if len(elsewhere) > 0 {
 			t.Errorf("requests to %q", elsewhere)
 		}
 		var stayed bool
-		if b.run("return window.stayed === true", &stayed); !stayed {
+		if w.run("return window.stayed === true", &stayed); !stayed {
 			t.Error("the page was loaded again")
 		}
-		b.wantNoComplaints(but...)
+		w.wantNoComplaints(but...)
 	})
 	return w
 }

@@ -37,6 +37,7 @@ func startBrowser(t testing.TB) *browser {
 	args := []string{
 		"--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking",
 		"--disable-component-update", "--disable-sync", "--user-data-dir=" + t.TempDir(), "--window-size=1280,900",
+		"--host-resolver-rules=MAP *.example 127.0.0.1",
 	}
 	var created struct{ SessionID string }
 	b.send("POST", "", map[string]any{"capabilities": map[string]any{"alwaysMatch": map[string]any{
