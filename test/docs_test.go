@@ -80,6 +80,7 @@ var runBy = map[string]string{
 	"go test -run '^$' -fuzz":     ".ci/run",
 	".ci/release linux/amd64":     "TestRelease",
 	"docker load":                 "TestRelease",
+	"docker compose":              "TestReleasedCompose",
 	"docker tag":                  "TestRelease",
 	"docker push":                 "nobody: it needs a registry",
 	"mkdir -p resource-types":     "TestRelease",

@@ -35,7 +35,7 @@ func TestSize(t *testing.T) {
 }
 
 // docker runs the container engine's client.
-func docker(t *testing.T, stdin io.Reader, args ...string) (stdout string, err error) {
+func docker(t testing.TB, stdin io.Reader, args ...string) (stdout string, err error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "docker", args...)
 	var out, said strings.Builder
@@ -119,7 +119,7 @@ func buildImage(t *testing.T) string {
 
 // filesIn returns the regular files of an image that have something in them:
 // the engine puts empty ones where it mounts its own.
-func filesIn(t *testing.T, image string) (files []string) {
+func filesIn(t testing.TB, image string) (files []string) {
 	t.Helper()
 	id, err := docker(t, nil, "create", image, "/opt/resource/check")
 	if err != nil {

@@ -9,38 +9,27 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/cloudfoundry-community/locker/internal/lockertest"
 )
 
 // TestRelease builds the release of one commit in two folders and wants the
-// same bytes: for every platform in CI, for this one elsewhere.
+// same bytes.
 func TestRelease(t *testing.T) {
-	for _, program := range []string{"bash", "git", "sha256sum"} {
-		if _, err := exec.LookPath(program); err != nil {
-			lockertest.Skip(t, err.Error())
-		}
-	}
-	var platforms []string
-	if os.Getenv("CI") == "" {
-		platforms = slices.Compact([]string{"linux/amd64", "linux/" + runtime.GOARCH})
-	}
-	one, two := filepath.Join(t.TempDir(), "one"), filepath.Join(t.TempDir(), "another, deeper/two")
-	commit := commitTree(t, one)
-	if again := commitTree(t, two); again != commit {
-		t.Fatalf("the commits are %s and %s", commit, again)
-	}
-	sums := command(t, one, ".ci/release", platforms...)
-	if again := command(t, two, "bash", append([]string{"-c", otherBuilder, "bash"}, platforms...)...); again != sums {
+	one, two := releaseOnce(t), filepath.Join(t.TempDir(), "another, deeper/two")
+	commit := commitTree(t, two)
+	sums := lockertest.Read(t, filepath.Join(one, "SHA256SUMS"))
+	if again := command(t, two, "bash", append([]string{"-c", otherBuilder, "bash"}, platforms()...)...); again != sums {
 		t.Fatalf("in one folder\n%sand in another, by somebody else,\n%s", sums, again)
 	}
 	released := filepath.Join(two, "release")
 	command(t, released, "sha256sum", "--check", "SHA256SUMS")
 	for line := range strings.Lines(sums) {
 		name := strings.Fields(line)[1]
-		if platform := strings.Split(strings.TrimPrefix(name, "locker-"), "-"); platform[0] != "resource" {
-			wantBuilt(t, filepath.Join(released, name), platform[0], platform[1], commit)
+		if platform := strings.Split(name, "-"); !strings.HasSuffix(name, ".tgz") {
+			wantBuilt(t, filepath.Join(released, name), platform[1], platform[2], commit)
 		}
 	}
 	want := "locker v1.2.3, commit " + commit + ", " + runtime.Version() + "\n"
@@ -50,6 +39,45 @@ func TestRelease(t *testing.T) {
 	t.Run("image", func(t *testing.T) {
 		testReleasedImage(t, two)
 	})
+}
+
+// platforms are those that tests build the release for: all in CI, this one
+// elsewhere.
+func platforms() []string {
+	if os.Getenv("CI") != "" {
+		return nil
+	}
+	return slices.Compact([]string{"linux/amd64", "linux/" + runtime.GOARCH})
+}
+
+var firstRelease struct {
+	once   sync.Once
+	folder string
+}
+
+// releaseOnce returns the folder of the release of this tree, which is built
+// once.
+func releaseOnce(t *testing.T) string {
+	t.Helper()
+	for _, program := range []string{"bash", "git", "sha256sum"} {
+		if _, err := exec.LookPath(program); err != nil {
+			lockertest.Skip(t, err.Error())
+		}
+	}
+	firstRelease.once.Do(func() {
+		folder, err := lockertest.Folder()
+		if err != nil {
+			t.Fatal(err)
+		}
+		folder = filepath.Join(folder, "one")
+		commitTree(t, folder)
+		command(t, folder, ".ci/release", platforms()...)
+		firstRelease.folder = filepath.Join(folder, "release")
+	})
+	if firstRelease.folder == "" {
+		t.Fatal("another test could not build the release")
+	}
+	return firstRelease.folder
 }
 
 // otherBuilder releases with settings that leave no trace.
@@ -119,16 +147,17 @@ func wantBuilt(t *testing.T, file, system, arch, commit string) {
 	}
 }
 
-// TestReleasedImage does with the image what the README says, which lets a
+// testReleasedImage does with the image what the README says, which lets a
 // container engine compare its checksums, and runs a program of it.
 func testReleasedImage(t *testing.T, folder string) {
 	needDocker(t)
 	if runtime.GOARCH != "amd64" {
 		lockertest.Skip(t, "the README's image is for amd64")
 	}
-	const image, pushed = "locker-resource:latest", "registry.example/locker-resource:latest"
-	keepTag(t, image)
-	keepTag(t, pushed)
+	const image = "locker-resource:latest"
+	for _, tag := range []string{image, "locker-resource:1.2.3", "registry.example/locker-resource:latest"} {
+		keepTag(t, tag)
+	}
 	for _, b := range readmeBlocks(t, "release/locker-resource") {
 		pasted := regexp.MustCompile("(?m)^docker push .*$").ReplaceAllString(b.text, "")
 		command(t, folder, "bash", "-euo", "pipefail", "-c", pasted)

@@ -65,12 +65,20 @@ func programIn(t testing.TB, folder func() (string, error), name string) string 
 	return filepath.Join(dir, name)
 }
 
-func build(race bool) (folder string, err error) {
-	folder, err = os.MkdirTemp("", "lockertest-")
+// Folder makes a folder that Main removes.
+func Folder() (string, error) {
+	folder, err := os.MkdirTemp("", "lockertest-")
+	if err == nil {
+		folders = append(folders, folder)
+	}
+	return folder, err
+}
+
+func build(race bool) (string, error) {
+	folder, err := Folder()
 	if err != nil {
 		return "", err
 	}
-	folders = append(folders, folder)
 	cgo := "CGO_ENABLED=0"
 	args := []string{"build", "-trimpath", "-ldflags=-s", "-o", folder + "/"}
 	if race {
