@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/http"
@@ -299,13 +300,27 @@ func (l *lock) show(waiters int) resource.Lock {
 // shown returns every lock as the API shows it, by name.
 func (s *state) shown() [][]byte {
 	pieces := [][]byte{[]byte("{")}
-	for i, l := range s.locks {
+	for i, c := range s.chunks {
 		if i > 0 {
 			pieces = append(pieces, []byte(","))
 		}
-		pieces = append(pieces, l.listed())
+		pieces = append(pieces, c.listed())
 	}
 	return append(pieces, []byte("}"))
+}
+
+// listed returns the locks of a chunk as the list shows them. They are put
+// together once, for all who ask; safe for concurrent use when the chunk is
+// published.
+func (c *chunk) listed() []byte {
+	c.once.Do(func() {
+		locks := make([][]byte, len(c.locks))
+		for i, l := range c.locks {
+			locks[i] = l.listed()
+		}
+		c.list = bytes.Join(locks, []byte(","))
+	})
+	return c.list
 }
 
 func inSeconds(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }

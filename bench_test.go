@@ -281,7 +281,7 @@ func manyHeld() *state {
 // second over bare ones of that size; at least 0.5.
 func Benchmark10000Held(b *testing.B) {
 	s := manyHeld()
-	commit := bareCommit(b, len(s.appendTo(nil)), 1)
+	commit := bareCommit(b, len(fileOf(s)), 1)
 	st, _ := openAt(b, filepath.Join(b.TempDir(), "locker.json"))
 	c, err := newCommitter(st, s, newMetrics(), quiet(), time.Now)
 	if err != nil {

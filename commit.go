@@ -80,7 +80,7 @@ func newCommitter(st store, s *state, m *metrics, log *slog.Logger, wall func() 
 		places: places{}, endings: newEndings(), unsaved: true,
 	}
 	var left []end
-	for _, l := range s.locks {
+	for l := range s.all() {
 		left = append(left, l.Left...)
 	}
 	c.endings.load(left, wall())

@@ -158,21 +158,21 @@ func TestNothingChangedIsNotSaved(t *testing.T) {
 // which the first save, without a change, must leave as they are.
 func TestStartForgetsNothingInPlace(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "locker.json")
-	st, s := openAt(t, path)
+	st, _ := openAt(t, path)
+	var locks []*lock
 	for i := range maxFree + 100 {
 		l := newLock(fmt.Sprintf("l%04d", i))
 		l.Revision = uint64(i + 1)
-		s.locks = append(s.locks, l)
+		locks = append(locks, l)
 	}
-	s.revision = maxFree + 100
-	if _, err := st.save(s); err != nil {
+	if _, err := st.save(newState(maxFree+100, locks)); err != nil {
 		t.Fatal(err)
 	}
 	st.close()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, path)
 		r.want(<-r.take(t.Context(), "k a", 0), granted)
-		if free := len(r.c.state().locks) - 1; free != maxFree {
+		if free := r.c.state().size() - 1; free != maxFree {
 			t.Errorf("%d free locks after a change, want %d", free, maxFree)
 		}
 	})

@@ -21,31 +21,72 @@ import (
 // stateVersion is the version of the state file's format.
 const stateVersion = 2
 
+const newLine = 512 // bytes of a lock's line, about: most have less
+
 // maxRevision is the last one that every reader of JSON reads exactly: a
 // million changes a second do not get there in 285 years.
 const maxRevision = 1 << 53
 
-// appendTo appends the state file's content: one line a lock, so that a person
-// can read it, and encoded anew only for locks that changed.
-func (s *state) appendTo(buf []byte) []byte {
-	buf = fmt.Appendf(buf, "{\"version\": %d, \"revision\": %d, \"locks\": {", stateVersion, s.revision)
-	var line bytes.Buffer
-	enc := newEncoder(&line)
-	for i, l := range s.locks {
+// pieces returns the state file's content: one line a lock, so that a person can
+// read it. Only chunks and locks that changed are encoded anew.
+func (s *state) pieces() [][]byte {
+	pieces := [][]byte{fmt.Appendf(nil, "{\"version\": %d, \"revision\": %d, \"locks\": {", stateVersion, s.revision)}
+	for i, c := range s.chunks {
 		if i > 0 {
-			buf = append(buf, ',')
+			pieces = append(pieces, []byte(","))
+		}
+		pieces = append(pieces, c.encoded())
+	}
+	return append(pieces, []byte("\n}}\n"))
+}
+
+// encoded returns the lines of a chunk that no longer changes, each with a line
+// break before it.
+func (c *chunk) encoded() []byte {
+	if c.saved != nil {
+		return c.saved
+	}
+	var lines bytes.Buffer
+	lines.Grow(c.size())
+	enc := newEncoder(&lines)
+	ends := make([]int, len(c.locks))
+	for i, l := range c.locks {
+		if i > 0 {
+			lines.WriteByte(',')
 		}
 		if l.saved == nil {
-			line.Reset()
-			mustEncode(enc, l.name)
-			line.Truncate(line.Len() - 1) // the newline that every Encode adds
-			line.WriteString(": ")
-			mustEncode(enc, l)
-			l.saved = bytes.Clone(line.Bytes()[:line.Len()-1])
+			l.encodeTo(&lines, enc)
+		} else {
+			lines.Write(l.saved)
 		}
-		buf = append(append(buf, '\n'), l.saved...)
+		ends[i] = lines.Len()
 	}
-	return append(buf, "\n}}\n"...)
+	c.saved = lines.Bytes()
+	begin := 0
+	for i, l := range c.locks {
+		l.saved = c.saved[begin:ends[i]]
+		begin = ends[i] + len(",")
+	}
+	return c.saved
+}
+
+// size returns about how many bytes the lines of a chunk have.
+func (c *chunk) size() (n int) {
+	for _, l := range c.locks {
+		if n += len(l.saved) + 1; l.saved == nil {
+			n += newLine
+		}
+	}
+	return n
+}
+
+func (l *lock) encodeTo(line *bytes.Buffer, enc *json.Encoder) {
+	line.WriteByte('\n')
+	mustEncode(enc, l.name)
+	line.Truncate(line.Len() - 1) // the newline that every Encode adds
+	line.WriteString(": ")
+	mustEncode(enc, l)
+	line.Truncate(line.Len() - 1)
 }
 
 // encode returns v as JSON.
@@ -109,20 +150,31 @@ func decodeMembers(members map[string]member) (*state, error) {
 	if len(members) < 3 {
 		return nil, errors.New("it must have version, revision and locks")
 	}
-	s := &state{}
+	var at uint64
 	revision, locks := members["revision"], members["locks"]
-	if err := json.Unmarshal(revision.value, &s.revision); err != nil || string(revision.value) == "null" || s.revision > maxRevision {
+	if err := json.Unmarshal(revision.value, &at); err != nil || string(revision.value) == "null" || at > maxRevision {
 		return nil, fmt.Errorf("\"revision\" at byte %d: %s is not a number up to %d", revision.offset, revision.value, uint64(maxRevision))
 	}
-	if err := s.decodeLocks(locks); err != nil {
+	all, err := decodeLocks(locks, at)
+	if err != nil {
 		return nil, fmt.Errorf("\"locks\" at byte %d: %w", locks.offset, err)
 	}
-	slices.SortFunc(s.locks, func(a, b *lock) int { return strings.Compare(a.name, b.name) })
-	return s, nil
+	return newState(at, all), nil
 }
 
-func (s *state) decodeLocks(m member) error {
-	return resource.Object(m.value, func(name string, value json.RawMessage, offset int) error {
+// newState returns a state that has these locks.
+func newState(revision uint64, locks []*lock) *state {
+	s := &state{revision: revision}
+	for _, l := range locks {
+		s.claims += len(l.Holders) + len(l.Waiters)
+	}
+	slices.SortFunc(locks, func(a, b *lock) int { return strings.Compare(a.name, b.name) })
+	s.replace(0, locks)
+	return s
+}
+
+func decodeLocks(m member, revision uint64) (locks []*lock, err error) {
+	err = resource.Object(m.value, func(name string, value json.RawMessage, offset int) error {
 		l := newLock(name)
 		saved := struct {
 			*lock
@@ -136,15 +188,15 @@ func (s *state) decodeLocks(m member) error {
 		}
 		l.giveSlots()
 		if err == nil {
-			err = l.check(s.revision)
+			err = l.check(revision)
 		}
 		if err != nil {
 			return fmt.Errorf("lock %q at byte %d: %w", name, m.offset+offset, err)
 		}
-		s.claims += len(l.Holders) + len(l.Waiters)
-		s.locks = append(s.locks, l)
+		locks = append(locks, l)
 		return nil
 	})
+	return locks, err
 }
 
 // giveSlots gives the holders of an older file, which have none, slots in the order
@@ -180,7 +232,8 @@ func (e savedEnd) in(lock string) end {
 // decodeOriginal reads the state of the original locker: a key and counts for
 // each lock. A name with a count above 0 holds the lock.
 func decodeOriginal(members map[string]member, now time.Time) (*state, error) {
-	s := &state{}
+	var locks []*lock
+	revision := uint64(0)
 	for _, name := range slices.Sorted(maps.Keys(members)) {
 		var saved struct {
 			Key      string         `json:"key"`
@@ -194,21 +247,20 @@ func decodeOriginal(members map[string]member, now time.Time) (*state, error) {
 		l.Key = saved.Key
 		for _, lockedBy := range slices.Sorted(maps.Keys(saved.LockedBy)) {
 			if saved.LockedBy[lockedBy] > 0 {
-				s.revision++
-				l.Holders = append(l.Holders, holder{LockedBy: lockedBy, Since: now, Token: s.revision, Slot: len(l.Holders) + 1})
+				revision++
+				l.Holders = append(l.Holders, holder{LockedBy: lockedBy, Since: now, Token: revision, Slot: len(l.Holders) + 1})
 			}
 		}
 		if l.free() {
 			continue
 		}
-		l.Revision = s.revision
-		if err := l.check(s.revision); err != nil {
+		l.Revision = revision
+		if err := l.check(revision); err != nil {
 			return nil, fmt.Errorf("lock %q at byte %d: %w", name, m.offset, err)
 		}
-		s.claims += len(l.Holders)
-		s.locks = append(s.locks, l)
+		locks = append(locks, l)
 	}
-	return s, nil
+	return newState(revision, locks), nil
 }
 
 // check refuses what the rules could not have made.

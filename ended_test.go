@@ -74,8 +74,8 @@ func TestReleasesOfNewNamesStaySmall(t *testing.T) {
 			return outcome{}
 		})
 	}
-	if len(b.s.locks) != maxFree || b.past.size != 3_000 {
-		t.Errorf("%d locks, %d ends remembered", len(b.s.locks), b.past.size)
+	if b.s.size() != maxFree || b.past.size != 3_000 {
+		t.Errorf("%d locks, %d ends remembered", b.s.size(), b.past.size)
 	}
 }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"slices"
 	"time"
 )
@@ -49,23 +48,16 @@ func (d *draft) changed() bool { return d.revision != d.base.revision }
 
 // edit returns the lock of that name for changing.
 func (d *draft) edit(name string) *lock {
-	l, i := d.find(name)
+	l := d.look(name)
 	if d.own[l] {
 		return l
 	}
-	if len(d.own) == 0 {
-		d.locks = append(make([]*lock, 0, len(d.locks)+1), d.locks...)
-	}
 	mine := newLock(name)
-	if l == nil {
-		d.locks = slices.Insert(d.locks, i, mine)
-	} else {
-		mine.Key, mine.Revision = l.Key, l.Revision
-		mine.Holders = slices.Clone(l.Holders)
-		mine.Waiters = slices.Clone(l.Waiters)
-		mine.Left = slices.Clone(l.Left)
-		d.locks[i] = mine
-	}
+	mine.Key, mine.Revision = l.Key, l.Revision
+	mine.Holders = slices.Clone(l.Holders)
+	mine.Waiters = slices.Clone(l.Waiters)
+	mine.Left = slices.Clone(l.Left)
+	d.put(mine)
 	d.own[mine] = true
 	return mine
 }
@@ -396,41 +388,47 @@ func (d *draft) forgetEnd(l *lock, who identity) {
 // tend does what time and lost connections ask for: holds expire, waiters that
 // are gone leave, and those who are there move up.
 func (d *draft) tend() {
-	for _, l := range d.base.locks {
-		for _, h := range l.Holders {
-			if !h.Expires.IsZero() && !d.now.Before(h.Expires) {
-				d.end(l.name, d.look(l.name).named(h.LockedBy), endExpired, event{what: "expire"})
+	for _, c := range d.base.chunks {
+		sum := c.summary()
+		if sum.waiting || !sum.expires.IsZero() && !d.now.Before(sum.expires) {
+			for _, l := range c.locks {
+				d.tendLock(l)
 			}
-		}
-		if slices.ContainsFunc(l.Waiters, d.gone) {
-			d.leaveGone(l.name)
-		}
-		if len(l.Waiters) > 0 {
-			d.advance(l.name)
 		}
 	}
 }
 
-// tidy forgets the free locks beyond the maxFree most recently released, but
-// none that has waiters. It does so with a change only: a draft without one
-// shares its list of locks with its base.
-func (d *draft) tidy() {
-	if !d.changed() {
-		return
-	}
-	var free []*lock
-	for _, l := range d.locks {
-		if l.free() {
-			free = append(free, l)
+func (d *draft) tendLock(l *lock) {
+	for _, h := range l.Holders {
+		if !h.Expires.IsZero() && !d.now.Before(h.Expires) {
+			d.end(l.name, d.look(l.name).named(h.LockedBy), endExpired, event{what: "expire"})
 		}
 	}
-	if len(free) <= maxFree {
-		return
+	if slices.ContainsFunc(l.Waiters, d.gone) {
+		d.leaveGone(l.name)
 	}
-	slices.SortFunc(free, func(a, b *lock) int { return cmp.Compare(b.Revision, a.Revision) })
-	idle := map[*lock]bool{}
-	for _, l := range free[maxFree:] {
-		idle[l] = len(l.Waiters) == 0
+	if len(l.Waiters) > 0 {
+		d.advance(l.name)
 	}
-	d.locks = slices.DeleteFunc(d.locks, func(l *lock) bool { return idle[l] })
+}
+
+// tidy forgets the idle locks beyond the maxFree that were released last. It is
+// the last thing that is done to a draft, and only to one with a change.
+func (d *draft) tidy() {
+	idle := 0
+	for _, c := range d.chunks {
+		idle += len(c.summary().idle)
+	}
+	for ; d.changed() && idle > maxFree; idle-- {
+		d.remove(d.longestIdle().name)
+	}
+}
+
+func (d *draft) longestIdle() (longest *lock) {
+	for _, c := range d.chunks {
+		if idle := c.summary().idle; len(idle) > 0 && (longest == nil || idle[0].Revision < longest.Revision) {
+			longest = idle[0]
+		}
+	}
+	return longest
 }

@@ -41,9 +41,9 @@ func (b *bench) batch(ops ...func(*draft) outcome) []outcome {
 	for _, op := range ops {
 		outcomes = append(outcomes, op(d))
 	}
-	before := len(b.s.locks)
+	before := b.s.size()
 	d.tidy()
-	if !d.changed() && (len(b.s.locks) != before || slices.Contains(b.s.locks, nil)) {
+	if !d.changed() && (b.s.size() != before) {
 		b.t.Fatal("a batch without a change changed the published state")
 	}
 	b.s, b.moved = &d.state, d.moved
@@ -470,10 +470,10 @@ func TestFreeLocksAreForgotten(t *testing.T) {
 	for i := range maxFree {
 		use(fmt.Sprint(i), "k a")
 	}
-	if l, _ := b.s.find("oldest"); l != nil {
+	if _, _, found := b.s.find("oldest"); found {
 		t.Error("a free lock was remembered beyond the most recent ones")
 	}
-	if l, _ := b.s.find("0"); l == nil {
+	if _, _, found := b.s.find("0"); !found {
 		t.Error("one of the most recent free locks was forgotten")
 	}
 	b.batch(func(d *draft) outcome { return d.take("kept for a waiter", of("k a"), false) })
@@ -483,7 +483,7 @@ func TestFreeLocksAreForgotten(t *testing.T) {
 	for i := range maxFree {
 		use(fmt.Sprint("more ", i), "k a")
 	}
-	if l, _ := b.s.find("kept for a waiter"); l == nil {
+	if _, _, found := b.s.find("kept for a waiter"); !found {
 		t.Error("a free lock was forgotten whose place is kept for a waiter")
 	}
 }
@@ -530,7 +530,7 @@ func newWorld() *world {
 func (w *world) start() {
 	w.past = newEndings()
 	var left []end
-	for _, l := range w.s.locks {
+	for l := range w.s.all() {
 		left = append(left, l.Left...)
 	}
 	w.past.load(left, w.now)
@@ -610,7 +610,7 @@ func (w *world) pass(r *rand.Rand) {
 	if r.IntN(200) == 0 {
 		w.now = w.now.Add(endedKept)
 	}
-	for _, l := range w.s.locks {
+	for l := range w.s.all() {
 		for _, waiter := range l.Waiters {
 			if w.asked[waiter.Revision] > 0 && r.IntN(6) == 0 {
 				w.asked[waiter.Revision]--
@@ -626,7 +626,7 @@ func (w *world) check(before *state) error {
 		return fmt.Errorf("state\n%s\nwant\n%s", got, want)
 	}
 	claims := 0
-	for _, l := range w.s.locks {
+	for l := range w.s.all() {
 		claims += len(l.Holders) + len(l.Waiters)
 		if err := l.check(w.s.revision); err != nil { // one key, one holder of a name, one place for a claim
 			return fmt.Errorf("lock %s: %w", l.name, err)

@@ -104,7 +104,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return err
 	}
 	log.Info("start", "version", buildVersion(), "address", listener.Addr().String(), "tls", cfg.certificate != nil,
-		"auth", cfg.credentials != nil, "state", st.path, "locks", len(c.state().locks), "claims", c.state().claims, "page", pageURL(listener.Addr(), cfg.certificate != nil))
+		"auth", cfg.credentials != nil, "state", st.path, "locks", c.state().size(), "claims", c.state().claims, "page", pageURL(listener.Addr(), cfg.certificate != nil))
 	if cfg.localOnly {
 		log.Warn("listening on this machine only (in a container: inside the container only), because there are no credentials: set AUTH_USER and AUTH_PASS, or LISTEN")
 	}

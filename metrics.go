@@ -162,7 +162,7 @@ func (e *exposition) gauge(name, help string, value float64) {
 func (e *exposition) state(s *state, now time.Time) {
 	var held, waiters int
 	var longestHold, oldestWaiter time.Duration
-	for _, l := range s.locks {
+	for l := range s.all() {
 		if !l.free() {
 			held++
 		}
@@ -176,7 +176,7 @@ func (e *exposition) state(s *state, now time.Time) {
 	}
 	e.family("locker_locks", "gauge", "Locks, by whether somebody holds them. Free ones are remembered for a while.")
 	e.sample("locker_locks", float64(held), "state", "held")
-	e.sample("locker_locks", float64(len(s.locks)-held), "state", "free")
+	e.sample("locker_locks", float64(s.size()-held), "state", "free")
 	e.gauge("locker_waiters", "Claims that wait, of all locks.", float64(waiters))
 	e.gauge("locker_oldest_waiter_seconds", "How long the claim has waited that has waited longest; 0 when none waits.", oldestWaiter.Seconds())
 	e.gauge("locker_longest_hold_seconds", "How long the claim has held its lock that has held longest; 0 when none is held.", longestHold.Seconds())

@@ -351,6 +351,6 @@ func stateFile(t testing.TB, fill func(d *draft)) map[string]string {
 	fill(d)
 	env := withAuth()
 	env["LOCKER_CONFIG"] = filepath.Join(t.TempDir(), "locker.json")
-	lockertest.WriteFile(t, env["LOCKER_CONFIG"], d.state.appendTo(nil))
+	lockertest.WriteFile(t, env["LOCKER_CONFIG"], fileOf(&d.state))
 	return env
 }

@@ -483,7 +483,7 @@ func (o op) model(m *model, now time.Time, asking inFlight) outcome {
 // What is remembered as ended shows in the verdicts.
 func dump(s *state) []string {
 	lines := []string{fmt.Sprint("revision ", s.revision)}
-	for _, l := range s.locks {
+	for l := range s.all() {
 		if l.free() && len(l.Waiters) == 0 {
 			continue
 		}

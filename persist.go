@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -13,13 +14,14 @@ import (
 	"time"
 )
 
+const writeSize = 64 << 10 // bytes of one write: what is gathered for it stays in the processor's cache
+
 // fileStore is a store in a file. Once it is loaded it is owned by the writer.
 type fileStore struct {
 	path     string
 	guard    *os.File // FILE.lock, locked as long as the process lives
 	imported bool     // it was the original locker's
 	steps    steps
-	buf      []byte // reused from save to save
 }
 
 // steps are what a durable write is made of, so that a test can fail each.
@@ -191,15 +193,17 @@ func (st *fileStore) keepOriginal(data []byte) error {
 }
 
 // save makes s the content of the state file, durably, and returns its size in
-// bytes. An error that wraps
-// errUnknown leaves it open whether the file is the old or the new one; after
-// any other it is the old one.
+// bytes. An error that wraps errUnknown leaves it open whether the file is the
+// old or the new one; after any other it is the old one.
 func (st *fileStore) save(s *state) (size int, err error) {
 	if err := st.guarded(); err != nil {
 		return 0, fmt.Errorf("save state: %w", err)
 	}
-	st.buf = s.appendTo(st.buf[:0])
-	return len(st.buf), st.replace(st.path, st.buf)
+	pieces := s.pieces()
+	for _, piece := range pieces {
+		size += len(piece)
+	}
+	return size, st.replace(st.path, pieces...)
 }
 
 // outOfSpace reports whether a write failed for want of space: a full disk, a
@@ -234,6 +238,11 @@ func (st *fileStore) guarded() error {
 	return nil
 }
 
+// writer is a function that writes.
+type writer func(p []byte) (int, error)
+
+func (w writer) Write(p []byte) (int, error) { return w(p) }
+
 // replace replaces the file of that name by data: after a crash or a power cut
 // at any time the name has all of the old content or all of the new, and once
 // replace has returned nil, the new (fsync(2), rename(2)). It trusts fsync: a
@@ -242,7 +251,7 @@ func (st *fileStore) guarded() error {
 //
 //	openat(AT_FDCWD, "/var/locker", O_RDONLY|O_CLOEXEC) = 7
 //	openat(AT_FDCWD, "/var/locker/locker.json.tmp-1234", O_RDWR|O_CREAT|O_EXCL|O_CLOEXEC, 0600) = 8
-//	write(8, "{\"version\": 2, …", 345) = 345
+//	write(8, "{\"version\": 2, …", 345) = 345, one for each 64 KiB
 //	fsync(8) = 0
 //	close(8) = 0
 //	renameat(AT_FDCWD, "/var/locker/locker.json.tmp-1234", AT_FDCWD, "/var/locker/locker.json") = 0
@@ -253,7 +262,7 @@ func (st *fileStore) guarded() error {
 // save while it can still be refused. An fsync that failed is never repeated:
 // the pages it was to write may be gone (fsync(2), NOTES). The next save
 // writes a new file.
-func (st *fileStore) replace(name string, data []byte) error {
+func (st *fileStore) replace(name string, data ...[]byte) error {
 	dir, err := st.steps.open(filepath.Dir(name))
 	if err != nil {
 		return fmt.Errorf("save state: %w", err)
@@ -277,13 +286,16 @@ func (st *fileStore) replace(name string, data []byte) error {
 
 // writeTemp writes data to a new file beside name, with mode 0600, and returns
 // its name. When it fails, it leaves no file.
-func (st *fileStore) writeTemp(name string, data []byte) (temp string, err error) {
+func (st *fileStore) writeTemp(name string, data [][]byte) (temp string, err error) {
 	f, err := st.steps.create(filepath.Dir(name), filepath.Base(name)+".tmp-*")
 	if err != nil {
 		return "", err
 	}
-	_, err = st.steps.write(f, data)
-	if err == nil {
+	w := bufio.NewWriterSize(writer(func(p []byte) (int, error) { return st.steps.write(f, p) }), writeSize)
+	for _, piece := range data {
+		w.Write(piece)
+	}
+	if err = w.Flush(); err == nil {
 		err = st.steps.sync(f)
 	}
 	if closeErr := st.steps.close(f); err == nil {

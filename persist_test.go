@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -76,35 +77,50 @@ func TestSaveAndLoad(t *testing.T) {
 	st.close()
 	_, s := openAt(t, path)
 	if !sameState(s, b.s) {
-		t.Errorf("read back\n%s\nwant\n%s", s.appendTo(nil), b.s.appendTo(nil))
+		t.Errorf("read back\n%s\nwant\n%s", fileOf(s), fileOf(b.s))
 	}
 }
 
 func sameState(a, b *state) bool {
-	fresh := func(s *state) *state {
-		c := &state{revision: s.revision, claims: s.claims}
-		for _, l := range s.locks {
+	fresh := func(s *state) (locks []lock) {
+		for l := range s.all() {
 			l := *l
 			l.encodings = nil
-			c.locks = append(c.locks, &l)
+			locks = append(locks, l)
 		}
-		return c
+		return locks
 	}
-	return reflect.DeepEqual(fresh(a), fresh(b))
+	return a.revision == b.revision && a.claims == b.claims && reflect.DeepEqual(fresh(a), fresh(b))
 }
 
+// fileOf returns the content of the state's file.
+func fileOf(s *state) []byte { return bytes.Join(s.pieces(), nil) }
+
+// What did not change is not encoded again, neither a lock beside one that did
+// nor a chunk.
 func TestUnchangedLocksAreNotEncodedAgain(t *testing.T) {
 	b := newBench(t)
-	b.take(of("k a"), false)
-	b.batch(func(d *draft) outcome { return d.take("other", of("k a"), false) })
-	b.s.appendTo(nil)
-	before := b.s.look("l").saved
-	b.batch(func(d *draft) outcome { return d.take("other", of("k b"), false) })
-	if after := b.s.look("l").saved; &before[0] != &after[0] {
-		t.Error("a lock that did not change was copied")
+	take := func(lock, words string) {
+		b.batch(func(d *draft) outcome { return d.take(lock, of(words), false) })
 	}
-	if b.s.look("other").saved != nil {
-		t.Error("a lock that changed kept its old encoding")
+	for i := range 3 * chunkSize {
+		take(fmt.Sprintf("l%03d", i), "k a")
+	}
+	before, whole := b.s, fileOf(b.s)
+	b.s.look("l001").saved = []byte("\nas it was")
+	take("l000", "k b")
+	after := fileOf(b.s)
+	if !bytes.Contains(after, []byte("\nas it was,\n")) || bytes.Contains(fileOf(before), []byte("as it was")) {
+		t.Error("a lock that did not change was encoded again")
+	}
+	if n := len(b.s.chunks) - 1; n < 1 || !slices.Equal(b.s.chunks[1:], before.chunks[1:]) {
+		t.Errorf("a change of the first chunk made others anew, of %d", n)
+	}
+	if !bytes.Equal(fileOf(before), whole) {
+		t.Error("the state that was published before has changed")
+	}
+	if s, _, err := decodeState(bytes.Replace(after, []byte("\nas it was,"), nil, 1), noon); err != nil || len(s.look("l000").Holders) != 2 {
+		t.Errorf("a lock that changed kept its old encoding: %v", err)
 	}
 }
 
@@ -115,8 +131,8 @@ func TestImport(t *testing.T) {
 	for range 2 { // the second start finds its own copy, as after an upgrade that was cut short
 		st, s := openAt(t, path)
 		b := &bench{s: s}
-		if b.s.look("myLock").Key != "k" || s.claims != 2 || len(s.locks) != 1 {
-			t.Fatalf("imported %s", s.appendTo(nil))
+		if b.s.look("myLock").Key != "k" || s.claims != 2 || s.size() != 1 {
+			t.Fatalf("imported %s", fileOf(s))
 		}
 		var names []string
 		for _, h := range s.look("myLock").Holders {
@@ -325,7 +341,7 @@ func FuzzState(f *testing.F) {
 	b.take(ttl(of("k a 1"), 1e9), false)
 	b.take(of("other b 2"), true)
 	b.release(of("k x 3").identity, true)
-	f.Add(b.s.appendTo(nil))
+	f.Add(fileOf(b.s))
 	f.Add([]byte(originalFile))
 	f.Add([]byte(`{"version": 2, "revision": 1, "locks": {}}`))
 	f.Add([]byte(`{"version": {"key": "k", "locked_by": {"a": 1}}}`))
@@ -335,12 +351,12 @@ func FuzzState(f *testing.F) {
 		if err != nil {
 			return
 		}
-		written := s.appendTo(nil)
+		written := fileOf(s)
 		again, original, err := decodeState(written, noon)
 		if err != nil || original {
 			t.Fatalf("accepted\n%s\nbut not what it wrote\n%s\n%v", data, written, err)
 		}
-		if got := again.appendTo(nil); string(got) != string(written) || again.claims != s.claims {
+		if got := fileOf(again); string(got) != string(written) || again.claims != s.claims {
 			t.Fatalf("wrote\n%s\nthen\n%s", written, got)
 		}
 	})

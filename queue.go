@@ -188,7 +188,7 @@ type places map[uint64]*place
 
 // keep starts the time in which the waiters that were saved have to come back.
 func (ps places) keep(s *state) {
-	for _, l := range s.locks {
+	for l := range s.all() {
 		for _, w := range l.Waiters {
 			ps[w.Revision] = &place{left: time.Now()}
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"errors"
+	"iter"
 	"math"
 	"slices"
 	"sync"
@@ -17,8 +18,30 @@ import (
 // it changes.
 type state struct {
 	revision uint64
-	locks    []*lock // in the order of their names
-	claims   int     // holders and waiters of all locks
+	chunks   []*chunk // in the order of their locks' names
+	claims   int      // holders and waiters of all locks
+}
+
+// chunkSize is about how many locks a chunk has: as many chunks as locks in each
+// when there are most of them.
+const chunkSize = 128
+
+// chunk is some locks that follow each other, at least one. A change makes a new
+// one of the one that it is in, and has nothing to do with the others.
+type chunk struct {
+	locks []*lock  // in the order of their names
+	known *summary // nil: not looked at yet; the writer's alone
+	saved []byte   // their lines in the state file, once written there; the writer's alone
+
+	once sync.Once
+	list []byte // as the API's list shows them, see listed
+}
+
+// summary is what the writer looks for in all locks.
+type summary struct {
+	expires time.Time // when the first hold expires; zero is never
+	waiting bool      // somebody waits for one of them
+	idle    []*lock   // nobody has them or waits for them; longest idle first
 }
 
 // lock is one lock as the state file holds it. A free lock has no Key.
@@ -35,7 +58,7 @@ type lock struct {
 
 // encodings of a lock that no longer changes.
 type encodings struct {
-	saved    []byte // its line in the state file, once written there; the writer's alone
+	saved    []byte // its line in the state file, a part of its chunk's; the writer's alone
 	once     sync.Once
 	json     []byte // as the API shows it, once it was asked for; see shown
 	held     string // who holds it, in words
@@ -83,19 +106,115 @@ type waiter struct {
 	Revision uint64    `json:"revision"`
 }
 
-// find returns the lock of that name, nil when it is not known, and its place.
-func (s *state) find(name string) (*lock, int) {
-	i, found := slices.BinarySearchFunc(s.locks, name, func(l *lock, name string) int { return cmp.Compare(l.name, name) })
-	if !found {
-		return nil, i
+// all returns the locks in the order of their names.
+func (s *state) all() iter.Seq[*lock] {
+	return func(yield func(*lock) bool) {
+		for _, c := range s.chunks {
+			for _, l := range c.locks {
+				if !yield(l) {
+					return
+				}
+			}
+		}
 	}
-	return s.locks[i], i
+}
+
+// size returns how many locks there are.
+func (s *state) size() (n int) {
+	for _, c := range s.chunks {
+		n += len(c.locks)
+	}
+	return n
+}
+
+// find returns where the lock of that name is, or belongs: the chunk and the
+// place in it.
+func (s *state) find(name string) (i, j int, found bool) {
+	i, found = slices.BinarySearchFunc(s.chunks, name, func(c *chunk, name string) int { return cmp.Compare(c.locks[0].name, name) })
+	if found || len(s.chunks) == 0 {
+		return i, 0, found
+	}
+	i = max(i-1, 0)
+	j, found = slices.BinarySearchFunc(s.chunks[i].locks, name, func(l *lock, name string) int { return cmp.Compare(l.name, name) })
+	return i, j, found
+}
+
+// put makes l the lock of its name. Neither the list of chunks nor a chunk that
+// others may have is changed.
+func (s *state) put(l *lock) {
+	i, j, found := s.find(l.name)
+	switch {
+	case len(s.chunks) == 0:
+		s.replace(i, []*lock{l})
+	case found:
+		s.replace(i, slices.Concat(s.chunks[i].locks[:j], []*lock{l}, s.chunks[i].locks[j+1:]))
+	default:
+		s.replace(i, slices.Concat(s.chunks[i].locks[:j], []*lock{l}, s.chunks[i].locks[j:]))
+	}
+}
+
+// remove forgets the lock of that name, in the way of put.
+func (s *state) remove(name string) {
+	i, j, _ := s.find(name)
+	s.replace(i, slices.Concat(s.chunks[i].locks[:j], s.chunks[i].locks[j+1:]))
+}
+
+// replace puts locks in place of those of the chunk at i. It divides a chunk that
+// is too large and joins two that are small.
+func (s *state) replace(i int, locks []*lock) {
+	from, to := i, min(i+1, len(s.chunks))
+	if to < len(s.chunks) && len(locks)+len(s.chunks[to].locks) <= chunkSize {
+		locks = slices.Concat(locks, s.chunks[to].locks)
+		to++
+	}
+	if from > 0 && len(locks)+len(s.chunks[from-1].locks) <= chunkSize {
+		from--
+		locks = slices.Concat(s.chunks[from].locks, locks)
+	}
+	s.chunks = slices.Concat(s.chunks[:from], inChunks(locks), s.chunks[to:])
+}
+
+// inChunks divides locks.
+func inChunks(locks []*lock) []*chunk {
+	if len(locks) == 0 {
+		return nil
+	}
+	if len(locks) <= 2*chunkSize {
+		return []*chunk{{locks: locks}}
+	}
+	return append(inChunks(locks[:chunkSize]), inChunks(locks[chunkSize:])...)
+}
+
+// summary returns what there is to know of the chunk's locks, which no longer
+// change.
+func (c *chunk) summary() *summary {
+	if c.known == nil {
+		c.known = &summary{}
+		for _, l := range c.locks {
+			c.known.add(l)
+		}
+		slices.SortFunc(c.known.idle, func(a, b *lock) int { return cmp.Compare(a.Revision, b.Revision) })
+	}
+	return c.known
+}
+
+func (s *summary) add(l *lock) {
+	for _, h := range l.Holders {
+		if !h.Expires.IsZero() && (s.expires.IsZero() || h.Expires.Before(s.expires)) {
+			s.expires = h.Expires
+		}
+	}
+	if len(l.Waiters) > 0 {
+		s.waiting = true
+	} else if l.free() {
+		s.idle = append(s.idle, l)
+	}
 }
 
 // look returns the lock of that name for reading; a name never used is free.
 func (s *state) look(name string) *lock {
-	if l, _ := s.find(name); l != nil {
-		return l
+	if i, j, found := s.find(name); found {
+		return s.chunks[i].locks[j]
 	}
 	return newLock(name)
 }
@@ -179,11 +298,9 @@ func (l *lock) position(revision uint64) int {
 // nextExpiry returns when the first hold expires; zero is never.
 func (s *state) nextExpiry() time.Time {
 	var next time.Time
-	for _, l := range s.locks {
-		for _, h := range l.Holders {
-			if !h.Expires.IsZero() && (next.IsZero() || h.Expires.Before(next)) {
-				next = h.Expires
-			}
+	for _, c := range s.chunks {
+		if expires := c.summary().expires; !expires.IsZero() && (next.IsZero() || expires.Before(next)) {
+			next = expires
 		}
 	}
 	return next

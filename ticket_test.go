@@ -49,7 +49,7 @@ func newStage(t *testing.T) *stage {
 func (s *stage) restart() {
 	s.past = newEndings()
 	var left []end
-	for _, l := range s.s.locks {
+	for l := range s.s.all() {
 		left = append(left, l.Left...)
 	}
 	s.past.load(left, s.now)

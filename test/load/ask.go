@@ -1,0 +1,112 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// client is one of those who take and release locks, on a connection of its own.
+// It knows no more of HTTP than it needs, so that it costs little.
+type client struct {
+	number int
+	conn   net.Conn
+	answer *bufio.Reader
+	ticket string
+}
+
+// kinds of clients: each does one round, of that many requests that count.
+var kinds = map[string]struct {
+	round func(c *client, n int) error
+	count int
+}{
+	"own":       {(*client).ownLock, 2},
+	"ids":       {(*client).withID, 2},
+	"contended": {(*client).contend, 1},
+}
+
+// ask has clients of a kind do their rounds for some time, and returns how many
+// requests that count were answered in a second.
+func ask(address, kind string, clients int, most time.Duration) (perSecond float64, err error) {
+	k, ok := kinds[kind]
+	if !ok {
+		return 0, fmt.Errorf("clients of an unknown kind: %s", kind)
+	}
+	var all sync.WaitGroup
+	errs, rates := make([]error, clients), make([]float64, clients)
+	for i := range clients {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			return 0, err
+		}
+		defer conn.Close()
+		c := &client{number: i, conn: conn, answer: bufio.NewReader(conn)}
+		all.Go(func() {
+			n := 0
+			rates[i], errs[i] = repeat(most, func() error { n++; return k.round(c, n) })
+		})
+	}
+	all.Wait()
+	for _, rate := range rates {
+		perSecond += rate * float64(k.count)
+	}
+	return perSecond, errors.Join(errs...)
+}
+
+// ownLock takes a lock that nobody else wants, and releases it.
+func (c *client) ownLock(int) error {
+	lock := fmt.Sprint("/lock/l", c.number)
+	return errors.Join(c.do("PUT", lock, `{"key": "k"}`), c.do("DELETE", lock, `{"key": "k"}`))
+}
+
+// withID does so with a new id each time, and a ticket for a thousand of them.
+func (c *client) withID(n int) error {
+	lock := fmt.Sprint("/lock/l", c.number)
+	if n%1000 == 1 {
+		if err := c.do("GET", lock+"?ticket=true", ""); err != nil {
+			return err
+		}
+	}
+	body := fmt.Sprintf(`{"key": "k", "id": "%d-%d", "ticket": %q}`, c.number, n, c.ticket)
+	return errors.Join(c.do("PUT", lock, body), c.do("DELETE", lock, body))
+}
+
+// contend waits for a lock that all want, and releases it.
+func (c *client) contend(int) error {
+	who := fmt.Sprintf(`{"key": "k%d"`, c.number)
+	return errors.Join(c.do("PUT", "/lock/contended", who+`, "wait": "50s"}`), c.do("DELETE", "/lock/contended", who+`}`))
+}
+
+// do sends a request and reads its answer, which must be a 200.
+func (c *client) do(method, path, body string) error {
+	if _, err := fmt.Fprintf(c.conn, "%s %s HTTP/1.1\r\nHost: locker\r\nContent-Length: %d\r\n\r\n%s", method, path, len(body), body); err != nil {
+		return err
+	}
+	status, err := c.answer.ReadSlice('\n')
+	if err != nil || !bytes.Contains(status, []byte(" 200 ")) {
+		return fmt.Errorf("%s %s %s: %q, %w", method, path, body, status, err)
+	}
+	length := 0
+	for {
+		line, err := c.answer.ReadSlice('\n')
+		if err != nil {
+			return err
+		}
+		name, value, ok := bytes.Cut(bytes.TrimSpace(line), []byte(": "))
+		switch {
+		case !ok:
+			_, err := io.CopyN(io.Discard, c.answer, int64(length))
+			return err
+		case string(name) == "Content-Length":
+			length, _ = strconv.Atoi(string(value))
+		case string(name) == "Locker-Ticket":
+			c.ticket = string(value)
+		}
+	}
+}
