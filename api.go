@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -134,7 +133,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "close")
 	}
 	a.metrics.request(rt.operation, cmp.Or(string(verdict), strconv.Itoa(rep.status)))
-	if err := errors.Join(err, write(w, rep)); err != nil && giveBack != nil {
+	if err := errors.Join(err, write(w, r, rep)); err != nil && giveBack != nil {
 		giveBack()
 	}
 }
@@ -181,7 +180,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request, handle handler, notF
 }
 
 // write sends a reply. An error says that it did not get as far as the kernel.
-func write(w http.ResponseWriter, rep reply) error {
+func write(w http.ResponseWriter, r *http.Request, rep reply) error {
 	stream := http.NewResponseController(w)
 	stream.SetWriteDeadline(time.Now().Add(sendTime))
 	header := w.Header()
@@ -197,6 +196,9 @@ func write(w http.ResponseWriter, rep reply) error {
 		}
 		header.Set("Content-Type", cmp.Or(rep.contentType, "application/json"))
 		header.Set("Content-Length", strconv.Itoa(length))
+		if conn := limitedOf(connOf(r.Context())); conn != nil {
+			conn.owe(length)
+		}
 	}
 	w.WriteHeader(rep.status)
 	for _, piece := range rep.body {
@@ -332,7 +334,7 @@ func (a *api) take(c *committer, r *http.Request, body []byte) (reply, error) {
 	req := &request{lock: name, asker: asked.identity, ctx: r.Context(), apply: func(d *draft) outcome { return d.take(name, asked, wait > 0) }}
 	if wait > 0 {
 		req.until = time.Now().Add(wait)
-		req.conn, _ = r.Context().Value(connKey{}).(net.Conn)
+		req.conn = connOf(r.Context())
 	}
 	return ask(c, req, asked.identity)
 }

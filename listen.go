@@ -24,6 +24,9 @@ const (
 	quietTime  = time.Second            // before a connection is closed to make room
 	roomPause  = 100 * time.Millisecond // between looks for room, when there are too many
 	fullPause  = time.Minute            // between log lines that say so
+	stallTime  = time.Second            // without a byte taken, before an answer counts as not read
+	maxUnread  = 64 << 20               // bytes of all answers that are not read
+	stretch    = 64 << 10               // bytes written at once, so that it is seen whether they are taken
 )
 
 func listen(ctx context.Context, address string) (net.Listener, error) {
@@ -77,7 +80,7 @@ func (l *limited) Accept() (net.Conn, error) {
 		}
 	}
 	l.crowded.Store(false)
-	return &limitedConn{conn, sync.OnceFunc(func() { <-l.open })}, nil
+	return &limitedConn{Conn: conn, leave: sync.OnceFunc(func() { <-l.open })}, nil
 }
 
 // enter reports whether there was room for one more.
@@ -95,10 +98,56 @@ func (l *limited) Close() error {
 	return l.Listener.Close()
 }
 
-// limitedConn makes room for another connection when it is closed.
+// limitedConn makes room for another connection when it is closed, and knows how
+// much of an answer the other end has not taken yet.
 type limitedConn struct {
 	net.Conn
-	leave func()
+	leave  func()
+	mu     sync.Mutex
+	unsent int       // bytes of the answer that is being written
+	moved  time.Time // when some were taken last
+}
+
+// limitedOf returns what is below a connection, nil when that is of no listener of
+// ours.
+func limitedOf(conn net.Conn) *limitedConn {
+	if secured, ok := conn.(*tls.Conn); ok {
+		conn = secured.NetConn()
+	}
+	limited, _ := conn.(*limitedConn)
+	return limited
+}
+
+func (c *limitedConn) Write(b []byte) (int, error) {
+	written := 0
+	for {
+		n, err := c.Conn.Write(b[written:min(written+stretch, len(b))])
+		written += n
+		c.mu.Lock()
+		c.unsent, c.moved = c.unsent-n, time.Now()
+		c.mu.Unlock()
+		if err != nil || written == len(b) {
+			return written, err
+		}
+	}
+}
+
+// owe says that an answer of that many bytes begins.
+func (c *limitedConn) owe(bytes int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unsent, c.moved = bytes, time.Now()
+}
+
+// unread returns how many bytes of an answer the other end leaves unread, and
+// since when.
+func (c *limitedConn) unread() (bytes int, since time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.moved) < stallTime {
+		return 0, c.moved
+	}
+	return max(c.unsent, 0), c.moved
 }
 
 func (c *limitedConn) Close() error {
@@ -119,14 +168,11 @@ func (c *limitedConn) CloseWrite() error {
 // notices that only when nothing else comes after the request: what a client sent
 // ahead hides it. Where the system cannot tell, the connection is open.
 func closedByPeer(conn net.Conn) bool {
-	if secured, ok := conn.(*tls.Conn); ok {
-		conn = secured.NetConn()
-	}
-	counted, ok := conn.(*limitedConn)
-	if !ok {
+	limited := limitedOf(conn)
+	if limited == nil {
 		return false
 	}
-	tcp, ok := counted.Conn.(*net.TCPConn)
+	tcp, ok := limited.Conn.(*net.TCPConn)
 	if !ok || runtime.GOOS != "linux" {
 		return false
 	}
@@ -151,14 +197,21 @@ func withConn(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, conn)
 }
 
-// conns knows the quiet connections: those on which no whole header has been
-// sent yet (browsers open some in advance), and those that are idle between
-// requests. Safe for concurrent use.
+func connOf(ctx context.Context) net.Conn {
+	conn, _ := ctx.Value(connKey{}).(net.Conn)
+	return conn
+}
+
+// conns knows the open connections, and the quiet ones among them: those on which
+// no whole header has been sent yet (browsers open some in advance), and those that
+// are idle between requests. Safe for concurrent use.
 type conns struct {
 	mu     sync.Mutex
+	open   map[net.Conn]bool
 	quiet  map[net.Conn]silence
 	log    *slog.Logger
-	logged time.Time // when makeRoom logged last; the listener's alone
+	full   seldom // what makeRoom says; the listener's alone
+	unread seldom // what closeUnread says; watch's alone
 }
 
 type silence struct {
@@ -166,16 +219,78 @@ type silence struct {
 	since time.Time
 }
 
-func newConns(log *slog.Logger) *conns { return &conns{quiet: map[net.Conn]silence{}, log: log} }
+func newConns(log *slog.Logger) *conns {
+	return &conns{open: map[net.Conn]bool{}, quiet: map[net.Conn]silence{}, log: log}
+}
+
+// seldom says whether what happens often is to be logged again.
+type seldom struct{ last time.Time }
+
+func (s *seldom) again() bool {
+	if time.Since(s.last) < fullPause {
+		return false
+	}
+	s.last = time.Now()
+	return true
+}
 
 func (c *conns) track(conn net.Conn, state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if state == http.StateNew || state == http.StateIdle {
+	delete(c.quiet, conn)
+	switch state {
+	case http.StateNew:
+		c.open[conn] = true
 		c.quiet[conn] = silence{state, time.Now()}
-	} else {
-		delete(c.quiet, conn)
+	case http.StateIdle:
+		c.quiet[conn] = silence{state, time.Now()}
+	case http.StateClosed, http.StateHijacked:
+		delete(c.open, conn)
 	}
+}
+
+// watch looks every second, until ctx is done, for answers that are not read.
+func (c *conns) watch(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(stallTime):
+			c.closeUnread()
+		}
+	}
+}
+
+// closeUnread closes connections whose clients do not read, the slowest first, until
+// what all of them leave unread is no more than maxUnread.
+func (c *conns) closeUnread() {
+	for {
+		slowest, all := c.slowest()
+		if all <= maxUnread {
+			return
+		}
+		if c.unread.again() {
+			c.log.Warn("clients do not read their answers: the slowest are closed", "bytes", all, "address", slowest.RemoteAddr().String())
+		}
+		slowest.Close()
+		slowest.owe(0)
+	}
+}
+
+// slowest returns the connection that has taken nothing for longest, and the bytes
+// that all leave unread.
+func (c *conns) slowest() (slowest *limitedConn, all int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var oldest time.Time
+	for conn := range c.open {
+		limited := limitedOf(conn)
+		bytes, since := limited.unread()
+		if all += bytes; bytes > 0 && (slowest == nil || since.Before(oldest)) {
+			slowest, oldest = limited, since
+		}
+	}
+	return slowest, all
 }
 
 // closeNew closes the connections on which no request has been sent yet:
@@ -193,18 +308,14 @@ func (c *conns) closeNew() {
 // makeRoom closes the connection that has been quiet for longest, if a request
 // is hardly on its way there, and reports whether it did.
 func (c *conns) makeRoom(most int) bool {
-	if time.Since(c.logged) >= fullPause {
-		c.logged = time.Now()
+	if c.full.again() {
 		c.log.Warn("too many connections: quiet ones are closed, others wait until there is room: raise the limit of open files (ulimit -n)", "most", most)
 	}
 	conn := c.quietest()
 	if conn == nil {
 		return false
 	}
-	if secured, ok := conn.(*tls.Conn); ok {
-		conn = secured.NetConn() // a farewell could take seconds
-	}
-	conn.Close()
+	limitedOf(conn).Close() // below TLS, whose farewell could take seconds
 	return true
 }
 

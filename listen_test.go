@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"regexp"
 	"runtime"
 	"strings"
 	"syscall"
@@ -125,6 +126,43 @@ func TestAnswerNotTaken(t *testing.T) {
 		}
 		if err := stop(); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// Clients that ask for much and read nothing leave 64 MiB unsent at most: the
+// slowest lose their connections before the others, and those who read a little
+// stay.
+func TestAnswersThatNobodyReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, _ := serveMemory(t, &config{})
+		fill := m.dial(t)
+		for i := range 500 {
+			body := fmt.Sprintf(`{"key": "k", "link": "https://ci.example/%s"}`, strings.Repeat("x", 2000))
+			talk(t, fill, fmt.Sprintf("PUT /lock/%d HTTP/1.1\r\nHost: locker\r\nContent-Length: %d\r\n\r\n%s", i, len(body), body))
+		}
+		fill.Close()
+		var all []net.Conn
+		for range 70 { // answers of 1.1 MB
+			conn := m.dial(t)
+			io.WriteString(conn, "GET /locks HTTP/1.1\r\nHost: locker\r\n\r\n")
+			all = append(all, conn)
+			time.Sleep(time.Millisecond)
+		}
+		for range 12 {
+			if _, err := io.ReadFull(all[0], make([]byte, 5000)); err != nil {
+				t.Fatalf("one that reads: %v", err)
+			}
+			time.Sleep(500 * time.Millisecond)
+		}
+		lost := ""
+		for _, conn := range all {
+			conn.SetReadDeadline(time.Now().Add(time.Nanosecond))
+			_, err := conn.Read(nil)
+			lost += map[bool]string{true: "x", false: "."}[err == io.EOF]
+		}
+		if !regexp.MustCompile(`^\.x{5,15}\.+$`).MatchString(lost) {
+			t.Errorf("which lost their connections: %s", lost)
 		}
 	})
 }

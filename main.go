@@ -160,6 +160,7 @@ func (e *endpoint) serve(ctx context.Context, d decider) error {
 	go func() { written <- d.run() }()
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
+	go e.conns.watch(watching)
 	go func() { served <- e.accept(watching) }()
 	var err error
 	select {
