@@ -61,16 +61,16 @@ const expiryNotice = 14 * 24 * time.Hour // before a certificate's end
 
 // certificate is a TLS certificate that follows its two PEM files.
 type certificate struct {
-	certFile, keyFile string
-	log               *slog.Logger
-	certPEM, keyPEM   []byte    // as last read, good or bad; owned by watch
-	warned            time.Time // when its end was last warned of
-	current           atomic.Pointer[tls.Certificate]
+	cert, key       option
+	log             *slog.Logger
+	certPEM, keyPEM []byte    // as last read, good or bad; owned by watch
+	warned          time.Time // when its end was last warned of
+	current         atomic.Pointer[tls.Certificate]
 }
 
-// loadCertificate reads the pair. Its errors name the variables.
-func loadCertificate(certFile, keyFile string, log *slog.Logger) (*certificate, error) {
-	c := &certificate{certFile: certFile, keyFile: keyFile, log: log}
+// loadCertificate reads the pair. Its errors name the options.
+func loadCertificate(cert, key option, log *slog.Logger) (*certificate, error) {
+	c := &certificate{cert: cert, key: key, log: log}
 	if _, err := c.reload(); err != nil {
 		return nil, err
 	}
@@ -81,27 +81,27 @@ func loadCertificate(certFile, keyFile string, log *slog.Logger) (*certificate, 
 // reload reads the files and reports whether they had changed. A pair that
 // does not fit leaves the current one in use.
 func (c *certificate) reload() (changed bool, err error) {
-	certPEM, err1 := os.ReadFile(c.certFile)
-	keyPEM, err2 := os.ReadFile(c.keyFile)
+	certPEM, err1 := os.ReadFile(c.cert.value)
+	keyPEM, err2 := os.ReadFile(c.key.value)
 	if bytes.Equal(certPEM, c.certPEM) && bytes.Equal(keyPEM, c.keyPEM) && c.current.Load() != nil {
 		return false, nil
 	}
 	c.certPEM, c.keyPEM = certPEM, keyPEM
 	if err1 != nil {
-		err1 = fmt.Errorf("SSL_CERT: %w: name a PEM file that the locker can read", err1)
+		err1 = fmt.Errorf("%s: %w: name a PEM file that the locker can read", c.cert.name, err1)
 	}
 	if err2 != nil {
-		err2 = fmt.Errorf("SSL_KEY: %w: name a PEM file that the locker can read", err2)
+		err2 = fmt.Errorf("%s: %w: name a PEM file that the locker can read", c.key.name, err2)
 	}
 	if err := errors.Join(err1, err2); err != nil {
 		return true, err
 	}
 	pair, err := tls.X509KeyPair(certPEM, keyPEM)
 	if bytes.Contains(keyPEM, []byte("ENCRYPTED")) {
-		return true, fmt.Errorf("SSL_KEY %s is encrypted, and nobody is there to type its password: decrypt it (openssl pkey -in FILE -out NEW)", c.keyFile)
+		return true, fmt.Errorf("%s %s is encrypted, and nobody is there to type its password: decrypt it (openssl pkey -in FILE -out NEW)", c.key.name, c.key.value)
 	}
 	if err != nil {
-		return true, fmt.Errorf("SSL_CERT %s and SSL_KEY %s do not make a pair: %w: name a certificate and its own key", c.certFile, c.keyFile, err)
+		return true, fmt.Errorf("%s %s and %s %s do not make a pair: %w: name a certificate and its own key", c.cert.name, c.cert.value, c.key.name, c.key.value, err)
 	}
 	c.current.Store(&pair)
 	return true, nil
@@ -121,7 +121,7 @@ func (c *certificate) watch(ctx context.Context) {
 		case err != nil:
 			c.log.Error("certificate not reloaded, the old one stays in use", "err", err)
 		case changed:
-			c.log.Info("certificate reloaded", "cert", c.certFile)
+			c.log.Info("certificate reloaded", "cert", c.cert.value)
 			c.warned = time.Time{}
 		}
 		c.warn(time.Now())
@@ -142,7 +142,7 @@ func (c *certificate) warn(now time.Time) {
 	if left <= 0 {
 		words = "the certificate has expired, clients refuse it: have it renewed"
 	}
-	c.log.Warn(words, "cert", c.certFile, "expires", c.end().UTC())
+	c.log.Warn(words, "cert", c.cert.value, "expires", c.end().UTC())
 }
 
 // config returns a TLS configuration that always serves the current pair.

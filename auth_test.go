@@ -186,7 +186,7 @@ func watchCertificate(t *testing.T) *watched {
 	w := &watched{dir: t.TempDir(), log: lockertest.NewLog()}
 	certFile, keyFile := lockertest.NewCertificate(t, w.dir, "first")
 	var err error
-	w.certificate, err = loadCertificate(certFile, keyFile, slog.New(slog.NewTextHandler(w.log, nil)))
+	w.certificate, err = loadCertificate(option{"SSL_CERT", certFile}, option{"SSL_KEY", keyFile}, slog.New(slog.NewTextHandler(w.log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,16 +242,16 @@ func TestBadPairKeepsTheOldOne(t *testing.T) {
 		name  string
 		spoil func(t *testing.T, w *watched)
 	}{
-		{"garbage", func(t *testing.T, w *watched) { lockertest.WriteFile(t, w.certFile, []byte("garbage")) }},
-		{"empty", func(t *testing.T, w *watched) { lockertest.WriteFile(t, w.keyFile, nil) }},
+		{"garbage", func(t *testing.T, w *watched) { lockertest.WriteFile(t, w.cert.value, []byte("garbage")) }},
+		{"empty", func(t *testing.T, w *watched) { lockertest.WriteFile(t, w.key.value, nil) }},
 		{"another's key", func(t *testing.T, w *watched) {
 			other := t.TempDir()
 			_, keyFile := lockertest.NewCertificate(t, other, "other")
-			lockertest.Rename(t, keyFile, w.keyFile)
+			lockertest.Rename(t, keyFile, w.key.value)
 		}},
 		{"missing", func(t *testing.T, w *watched) {
-			lockertest.Rename(t, w.certFile, filepath.Join(w.dir, "aside"))
-			lockertest.Rename(t, w.keyFile, filepath.Join(w.dir, "aside too"))
+			lockertest.Rename(t, w.cert.value, filepath.Join(w.dir, "aside"))
+			lockertest.Rename(t, w.key.value, filepath.Join(w.dir, "aside too"))
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -276,9 +276,9 @@ func TestPairWrittenInTwoSteps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := watchCertificate(t)
 		certFile, keyFile := lockertest.NewCertificate(t, t.TempDir(), "second")
-		lockertest.Rename(t, certFile, w.certFile)
+		lockertest.Rename(t, certFile, w.cert.value)
 		w.wantSoon(t, "first")
-		lockertest.Rename(t, keyFile, w.keyFile)
+		lockertest.Rename(t, keyFile, w.key.value)
 		w.wantSoon(t, "second")
 	})
 }
@@ -287,7 +287,7 @@ func TestTLSHandshakeStall(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		certFile, keyFile := lockertest.NewCertificate(t, dir, "locker")
-		cert, err := loadCertificate(certFile, keyFile, slog.New(slog.DiscardHandler))
+		cert, err := loadCertificate(option{"SSL_CERT", certFile}, option{"SSL_KEY", keyFile}, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -334,7 +334,7 @@ func TestOnlyLocalNames(t *testing.T) {
 func TestCertificateThatExpires(t *testing.T) {
 	certFile, keyFile := lockertest.NewCertificate(t, t.TempDir(), "locker")
 	log := lockertest.NewLog()
-	c, err := loadCertificate(certFile, keyFile, slog.New(slog.NewTextHandler(log, nil)))
+	c, err := loadCertificate(option{"SSL_CERT", certFile}, option{"SSL_KEY", keyFile}, slog.New(slog.NewTextHandler(log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -366,7 +366,7 @@ func TestEncryptedKeyIsNamed(t *testing.T) {
 	certFile, _ := lockertest.NewCertificate(t, dir, "locker")
 	encrypted := filepath.Join(dir, "encrypted")
 	lockertest.WriteFile(t, encrypted, []byte("-----BEGIN ENCRYPTED PRIVATE KEY-----\neA==\n-----END ENCRYPTED PRIVATE KEY-----\n"))
-	if _, err := loadCertificate(certFile, encrypted, quiet()); err == nil || !strings.HasPrefix(err.Error(), "SSL_KEY "+encrypted+" is encrypted") {
+	if _, err := loadCertificate(option{"SSL_CERT", certFile}, option{"SSL_KEY", encrypted}, quiet()); err == nil || !strings.HasPrefix(err.Error(), "SSL_KEY "+encrypted+" is encrypted") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -128,7 +129,10 @@ func TestConfigRefused(t *testing.T) {
 		{"password and empty user", nil, []string{"AUTH_USER=", "AUTH_PASS=" + canary}, []string{"AUTH_PASS is set but AUTH_USER is not", bothOrNeither}},
 		{"certificate alone", nil, []string{"SSL_CERT=" + certFile}, []string{"SSL_CERT is set but SSL_KEY is not", bothOrNeither}},
 		{"key alone", nil, []string{"SSL_KEY=" + keyFile}, []string{"SSL_KEY is set but SSL_CERT is not", bothOrNeither}},
-		{"flag -ssl-cert alone", []string{"-ssl-cert", certFile}, nil, []string{"SSL_CERT is set but SSL_KEY is not", bothOrNeither}},
+		{"flag -ssl-cert alone", []string{"-ssl-cert", certFile}, nil, []string{"-ssl-cert is set but SSL_KEY is not", bothOrNeither}},
+		{"flag -ssl-key alone", []string{"-ssl-key", keyFile}, nil, []string{"-ssl-key is set but SSL_CERT is not", bothOrNeither}},
+		{"flag -ssl-cert missing", []string{"-ssl-cert=/missing.pem"}, []string{"SSL_KEY=" + keyFile}, []string{"-ssl-cert: open /missing.pem", readable}},
+		{"flags not a pair", []string{"-ssl-cert", certFile, "-ssl-key", otherKey}, nil, []string{"-ssl-cert " + certFile, "-ssl-key " + otherKey, pair}},
 		{"colon in the user", nil, []string{"AUTH_USER=george:" + canary, "AUTH_PASS=" + canary}, []string{"AUTH_USER", "george", "choose one without"}},
 		{"password with a line's end", nil, []string{"AUTH_USER=george", "AUTH_PASS=" + canary + "\n"}, []string{"AUTH_PASS has a control character", "take it out"}},
 		{"user with a tab", nil, []string{"AUTH_USER=geo\trge", "AUTH_PASS=" + canary}, []string{"AUTH_USER has a control character", "take it out"}},
@@ -138,7 +142,7 @@ func TestConfigRefused(t *testing.T) {
 		{"port a name", nil, []string{"PORT=http"}, []string{`PORT is "http"`, number}},
 		{"port with a space", nil, []string{"PORT=80 "}, []string{`PORT is "80 "`, number}},
 		{"port with a colon", nil, []string{"PORT=:80"}, []string{`PORT is ":80"`, number}},
-		{"flag -port empty", []string{"-port="}, nil, []string{`PORT is ""`, number}},
+		{"flag -port empty", []string{"-port="}, nil, []string{`-port is ""`, number}},
 		{"address without a port", nil, []string{"LISTEN=127.0.0.1"}, []string{`LISTEN is "127.0.0.1"`, hostPort}},
 		{"address with an empty port", nil, []string{"LISTEN=127.0.0.1:"}, []string{`LISTEN is "127.0.0.1:"`, hostPort}},
 		{"address with a large port", nil, []string{"LISTEN=127.0.0.1:65536"}, []string{`LISTEN is "127.0.0.1:65536"`, hostPort}},
@@ -161,7 +165,9 @@ func TestConfigRefused(t *testing.T) {
 		{"state a folder", nil, []string{"LOCKER_CONFIG=" + other}, []string{`LOCKER_CONFIG is "` + other + `"`, "not a file", writable}},
 		{"state a device", nil, []string{"LOCKER_CONFIG=/dev/null"}, []string{`LOCKER_CONFIG is "/dev/null"`, "not a file", writable}},
 		{"state with a slash", nil, []string{"LOCKER_CONFIG=other/"}, []string{`LOCKER_CONFIG is "other/"`, "not a file", writable}},
-		{"flag -state empty", []string{"-state="}, nil, []string{`LOCKER_CONFIG is ""`, writable}},
+		{"flag -state empty", []string{"-state="}, nil, []string{`-state is ""`, writable}},
+		{"flag -state", []string{"-state", "/missing/x"}, []string{"LOCKER_CONFIG=good.json"}, []string{`-state is "/missing/x"`, writable}},
+		{"flag -listen", []string{"-listen", "x"}, []string{"LISTEN=:0"}, []string{`-listen is "x"`, hostPort}},
 		{"unknown flag", []string{"-ports", "1"}, nil, []string{"-ports", "see -help"}},
 		{"password as a flag", []string{"-auth-pass=" + canary}, nil, []string{"-auth-pass", "see -help"}},
 		{"flag without a value", []string{"-port"}, nil, []string{"-port", "see -help"}},
@@ -220,7 +226,7 @@ func TestConfigRefusesFolderThatIsNotWritable(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "read-only")
 	folder(t, dir, 0o500)
 	var err error
-	withoutRoot(func() { err = checkStateFile(filepath.Join(dir, "locker.json")) })
+	withoutRoot(func() { err = option{"LOCKER_CONFIG", filepath.Join(dir, "locker.json")}.checkStateFile() })
 	if err == nil || !strings.Contains(err.Error(), "permission denied: name a file in a folder") {
 		t.Errorf("got %v", err)
 	}
@@ -251,16 +257,24 @@ func TestConfigErrorEndsRun(t *testing.T) {
 	}
 }
 
-func TestHelpNamesEverySetting(t *testing.T) {
+// The help has every setting, and fits a terminal of 80 by 30.
+func TestHelp(t *testing.T) {
 	_, help, err := parse(t, []string{"-help"}, "AUTH_USER=george", "AUTH_PASS="+canary)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"-state", "LOCKER_CONFIG", "locker.json", "-listen", "LISTEN", "-port", "PORT", "8910",
-		"AUTH_USER", "AUTH_PASS", "-ssl-cert", "SSL_CERT", "-ssl-key", "SSL_KEY", "-version"} {
-		if !strings.Contains(help, want) {
-			t.Errorf("the help does not name %s:\n%s", want, help)
+	want := []string{"AUTH_USER", "AUTH_PASS", "-version", "-help", "locker health", defaultState, defaultPort}
+	for _, o := range options {
+		want = append(want, "-"+o.flag+" ", " "+o.variable+" ")
+	}
+	for _, words := range want {
+		if !strings.Contains(help, words) {
+			t.Errorf("the help does not name %s:\n%s", words, help)
 		}
+	}
+	lines := strings.Split(help, "\n")
+	if len(lines) > 30 || len(slices.MaxFunc(lines, func(a, b string) int { return len(a) - len(b) })) > 80 {
+		t.Errorf("%d lines:\n%s", len(lines), help)
 	}
 }
 

@@ -66,7 +66,7 @@ func askOnce(ctx context.Context, u *url.URL) (*http.Response, error) {
 // healthURL returns where the locker of these settings answers on this machine.
 func healthURL(getenv func(string) string) (*url.URL, error) {
 	cfg := &config{}
-	if err := cfg.choose(getenv("LISTEN"), cmp.Or(getenv("PORT"), defaultPort)); err != nil {
+	if err := cfg.choose(option{"LISTEN", getenv("LISTEN")}, option{"PORT", cmp.Or(getenv("PORT"), defaultPort)}); err != nil {
 		return nil, err
 	}
 	host, port, err := net.SplitHostPort(cfg.listen)

@@ -207,7 +207,7 @@ func TestPortInUse(t *testing.T) {
 	defer l.Close()
 	writeFile(t, state, originalFile)
 	err = runAgainst(t, l.Addr().String(), state)
-	for _, want := range []string{l.Addr().String(), "address already in use", "set LISTEN or PORT to an address that is free"} {
+	for _, want := range []string{l.Addr().String(), "address already in use", "another process has this port, maybe a locker: stop it, or set LISTEN or PORT to one that is free"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %q", err, want)
 		}

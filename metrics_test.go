@@ -174,7 +174,7 @@ func TestMetricsCountOperations(t *testing.T) {
 // The documents list the metrics that there are.
 func TestDocumentsListTheMetrics(t *testing.T) {
 	certFile, keyFile := lockertest.NewCertificate(t, t.TempDir(), "locker")
-	cert, err := loadCertificate(certFile, keyFile, quiet())
+	cert, err := loadCertificate(option{"SSL_CERT", certFile}, option{"SSL_KEY", keyFile}, quiet())
 	if err != nil {
 		t.Fatal(err)
 	}
