@@ -39,6 +39,7 @@ func realDialer() dialer {
 // client speaks to the server about one lock. It is safe for concurrent use.
 type client struct {
 	address            string // the locker's, for messages: it carries no credentials
+	through            string // the proxy, for messages; "" is none
 	lock               string // the lock's URL
 	username, password string
 	ownAuthority       bool // ca_cert is set
@@ -49,15 +50,16 @@ type client struct {
 func newClient(s *source, dial dialer) *client {
 	address := strings.TrimRight(s.lockerURI, "/")
 	return &client{
-		address:  address,
+		address: address, through: throughProxy(address),
 		lock:     address + "/lock/" + url.PathEscape(s.lockName),
 		username: s.username, password: s.password, ownAuthority: s.authorities != nil,
 		http: http.Client{
 			Transport: &http.Transport{
-				Proxy:               proxy,
-				DialContext:         dial,
-				TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: s.authorities, InsecureSkipVerify: bool(s.skipValidation)},
-				TLSHandshakeTimeout: dialTime,
+				Proxy:                  proxy,
+				OnProxyConnectResponse: connected,
+				DialContext:            dial,
+				TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: s.authorities, InsecureSkipVerify: bool(s.skipValidation)},
+				TLSHandshakeTimeout:    dialTime,
 			},
 			// A redirect would be followed with GET: what comes back is not a grant.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -73,6 +75,35 @@ func proxy(r *http.Request) (*url.URL, error) {
 		return nil, errors.New("HTTP_PROXY or HTTPS_PROXY is not a URL")
 	}
 	return u, nil
+}
+
+// throughProxy names the proxy by which a URL is reached, "" for none.
+func throughProxy(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return ""
+	}
+	via, err := proxy(&http.Request{URL: u})
+	if err != nil || via == nil {
+		return ""
+	}
+	return " (through the proxy " + via.Host + ")"
+}
+
+// connected is asked what to make of a proxy's answer to CONNECT.
+func connected(_ context.Context, via *url.URL, _ *http.Request, resp *http.Response) error {
+	if resp.StatusCode == http.StatusOK {
+		return nil
+	}
+	message := fmt.Sprintf("the proxy %s answers %d %s", via.Host, resp.StatusCode, http.StatusText(resp.StatusCode))
+	if resp.StatusCode >= 500 {
+		return &failure{message: message, unheard: true}
+	}
+	words := "have it allow this host and port, or set no_proxy"
+	if resp.StatusCode == http.StatusProxyAuthRequired {
+		words = mend(resp)
+	}
+	return &failure{message: message + ": " + words, final: true, unheard: true}
 }
 
 // failure is an attempt that the locker did not answer, or answered with an error.
@@ -209,7 +240,11 @@ func (c *client) unanswered(err error, waited time.Duration) error {
 		err = outer.Err // the outer one repeats method and URL
 	}
 	f := &failure{}
-	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+	if refused, ok := errors.AsType[*failure](err); ok { // by a proxy
+		refused.message = clean(c.address + ": " + refused.message)
+		return refused
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && (op.Op == "dial" || op.Op == "proxyconnect") {
 		f.unheard = true
 	}
 	if dns, ok := errors.AsType[*net.DNSError](err); ok {
@@ -225,7 +260,7 @@ func (c *client) unanswered(err error, waited time.Duration) error {
 	} else if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		cause = "the connection was closed before the answer"
 	}
-	f.message = clean(c.address + ": " + cause)
+	f.message = clean(c.address + c.through + ": " + cause)
 	return f
 }
 
@@ -265,7 +300,7 @@ func (c *client) refused(resp *http.Response, data []byte) error {
 	}
 	stale := resp.StatusCode == http.StatusConflict && sentence != ""
 	final := (resp.StatusCode < 500 || resp.StatusCode == http.StatusNotImplemented) && !stale && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout
-	message := fmt.Sprintf("%s: %d %s", c.address, resp.StatusCode, http.StatusText(resp.StatusCode))
+	message := fmt.Sprintf("%s%s: %d %s", c.address, c.through, resp.StatusCode, http.StatusText(resp.StatusCode))
 	unauthorized := resp.StatusCode == http.StatusUnauthorized // its mend is in the client's words
 	if sentence != "" && !unauthorized {
 		message += ": " + sentence

@@ -244,3 +244,32 @@ func TestPageBehindProxies(t *testing.T) {
 		release(t, "nginx", "locker.example", "have the proxy pass Host on as it came (nginx: proxy_set_header Host $http_host)", "proxy_set_header Host $http_host;", "")
 	})
 }
+
+// What fails between a build and a locker because of a proxy names the proxy, and
+// never its password.
+func TestClientsProxyIsNamed(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		uri    string
+		status int
+		says   string
+	}{
+		{"https://locker.example", 403, "https://locker.example: the proxy PROXY answers 403 Forbidden: have it allow this host and port, or set no_proxy"},
+		{"https://locker.example", 407, "https://locker.example: the proxy PROXY answers 407 Proxy Authentication Required: the proxy wants credentials: put them into http_proxy or https_proxy"},
+		{"http://locker.example", 407, "http://locker.example (through the proxy PROXY): 407 Proxy Authentication Required: the proxy wants credentials"},
+		{"http://locker.example", 404, "http://locker.example (through the proxy PROXY): 404 Not Found: check the path in locker_uri"},
+	} {
+		t.Run(fmt.Sprint(row.uri, row.status), func(t *testing.T) {
+			address := serveQuietly(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(row.status) }))
+			proxy := "http://user:CANARY@" + address
+			stderr := lockertest.NewLog()
+			cmd := lockertest.Command(t, "check", "http_proxy="+proxy, "https_proxy="+proxy)
+			cmd.Stdin, cmd.Stderr = strings.NewReader(fmt.Sprintf(`{"source": {"locker_uri": %q, "lock_name": "a"}}`, row.uri)), stderr
+			cmd.Run()
+			says := strings.Replace(row.says, "PROXY", address, 1)
+			if got := stderr.String(); cmd.ProcessState.ExitCode() != 1 || !strings.Contains(got, says) || strings.Contains(got, "CANARY") {
+				t.Errorf("status %d, said %s", cmd.ProcessState.ExitCode(), got)
+			}
+		})
+	}
+}
