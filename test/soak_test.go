@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -30,7 +31,8 @@ func soakLength(t *testing.T) time.Duration {
 	return length
 }
 
-// TestSoak kills and restarts the locker under a crowd every few seconds. The
+// TestSoak kills and restarts the locker under a crowd every few seconds, and stops
+// it once for longer than places are kept if there is time for that. The
 // last process is left alone for a quarter of the time, and then has as many
 // files open as at its start, and not much more memory.
 func TestSoak(t *testing.T) {
@@ -40,8 +42,13 @@ func TestSoak(t *testing.T) {
 	c := history.NewCrowd(t, p.URL)
 	stop := c.Begin()
 	var before footprint
+	stopped := false
 	for time.Since(start) < length*3/4 {
 		time.Sleep(time.Second + rand.N(time.Second))
+		if time.Since(start) > length/3 && length > time.Minute && !stopped {
+			stopped = true
+			halt(t, p, 16*time.Second) // longer than a place is kept
+		}
 		if rand.IntN(3) == 0 {
 			p.Stop()
 		} else {
@@ -61,6 +68,18 @@ func TestSoak(t *testing.T) {
 	p.Stop()
 	if n := savedClaims(t, path); n != 0 {
 		t.Errorf("%d claims are saved", n)
+	}
+}
+
+// halt stops the process for that long, without its knowledge.
+func halt(t *testing.T, p *lockertest.Locker, length time.Duration) {
+	t.Helper()
+	if err := p.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(length)
+	if err := p.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -104,9 +123,15 @@ func wantWork(t *testing.T, n history.Tally, length time.Duration) {
 		{"repeats", n.Repeated, 20},
 		{"withdrawals", n.Withdrew, 10},
 		{"disconnects", n.Cut, 100},
+		{"holds that expired", n.Expired, 1},
+		{"forces", n.Forced, 2},
+		{"forces of what had changed hands", n.Changed, 1},
 	} {
 		if of.n < of.least*tens {
 			t.Errorf("only %d %s, want at least %d", of.n, of.what, of.least*tens)
 		}
+	}
+	if length > time.Minute && n.Away == 0 {
+		t.Error("nobody was away for longer than a place is kept")
 	}
 }

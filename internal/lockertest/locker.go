@@ -120,6 +120,11 @@ func SendBy(ctx context.Context, client *http.Client, method, url, body string) 
 	if err != nil {
 		panic(err)
 	}
+	return SendRequest(client, req)
+}
+
+// SendRequest is SendBy of that request.
+func SendRequest(client *http.Client, req *http.Request) (int, []byte) {
 	resp, err := client.Do(req)
 	if err != nil {
 		return 0, nil

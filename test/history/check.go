@@ -40,10 +40,13 @@ type identity struct{ Key, LockedBy, ID string }
 // clock.
 type asked struct {
 	identity
-	lock, what  string // what is take, release or look
+	lock, what  string // what is take, release, force or look
 	ticket      string // of the run; empty: none
 	tooOld      bool   // it must fetch another
+	expired     bool   // the hold ended by its ttl before this
 	own         bool
+	ttl         time.Duration // of a take; 0: none
+	ifMatch     uint64        // of a force: the revision that it is for; 0: any
 	sent, ended time.Duration
 	verdict     verdict // empty: no answer, or one that leaves open what happened
 	token       uint64
@@ -78,6 +81,7 @@ type story struct {
 	releases map[identity][]*asked
 	claims   map[identity]int      // how many there were of a key and name
 	wild     map[identity][]*asked // by key and name: releases that may free the hold of another id
+	forces   []*asked
 	views    []*asked
 	tenures  []*tenure // by token
 }
@@ -167,6 +171,8 @@ func (c *checker) tell() {
 			s.takes[a.identity] = append(s.takes[a.identity], a)
 		case a.what == "release":
 			s.releases[a.identity] = append(s.releases[a.identity], a)
+		case a.what == "force":
+			s.forces = append(s.forces, a)
 		}
 		if a.shown != nil {
 			s.views = append(s.views, a)
@@ -264,10 +270,48 @@ func (c *checker) findEnds(s *story) {
 				t.gone = min(t.gone, r.ended)
 			}
 		}
+		c.findForced(s, t)
+		t.free = min(t.free, s.expires(t))
 		if !t.certain {
 			t.free = min(t.free, c.givenBack(s, t))
 		}
 	}
+}
+
+// findForced finds when a hold may have been ended by force, and when it surely was.
+func (c *checker) findForced(s *story, t *tenure) {
+	for _, f := range s.forces {
+		if f.LockedBy != "" && f.LockedBy != t.who.LockedBy || f.ifMatch > 0 && t.token > f.ifMatch {
+			continue
+		}
+		if f.mayFree() && c.latest(f) > max(t.earliest, t.seen) {
+			t.free = min(t.free, f.sent)
+		}
+		if f.sent >= t.known && (f.verdict == released || f.verdict == nothing) {
+			t.gone = min(t.gone, f.ended)
+		}
+	}
+}
+
+// expires returns when a hold may have expired. Each take that was answered began
+// its ttl anew.
+func (s *story) expires(t *tenure) time.Duration {
+	soonest, answered := forever, time.Duration(0)
+	for who, takes := range s.takes {
+		for _, a := range takes {
+			switch {
+			case nameless(who) != nameless(t.who) || t.certain && who != t.who || a.ttl == 0:
+			case a.token == t.token && (a.verdict == granted || a.verdict == repeated):
+				answered = max(answered, a.sent+a.ttl)
+			default:
+				soonest = min(soonest, a.sent+a.ttl)
+			}
+		}
+	}
+	if answered > 0 {
+		return answered
+	}
+	return soonest
 }
 
 func (c *checker) weigh(t *tenure) {

@@ -16,6 +16,8 @@ import (
 //	1-2 take k2 x 2: queued 1
 //	2-3 look: shown 5 k x/5 then k2/x       revision, key, holders, waiters
 //	4-9 release k x 1:                      no answer
+//	5-6 take-ttl5 k x 1: granted 7          for 5 s
+//	6-7 force-if7 - x -: released           if the revision is 7; without a name, all
 //	10 death                                of the process
 
 var badHistories = []struct{ name, accused, lines string }{
@@ -169,6 +171,29 @@ var badHistories = []struct{ name, accused, lines string }{
 		0-1 look: shown 8 k x/8`},
 	{"holders not in their order", "not in the order", `
 		0-1 look: shown 8 k x/8 y/7`},
+	{"expired too early", "held twice", `
+		0-1 take-ttl5 k x 1: granted 5
+		3-4 take k2 y 2: granted 6`},
+	{"expired though it was renewed", "held twice", `
+		0-1 take-ttl5 k x 1: granted 5
+		3-4 take-ttl5 k x 1: repeat 5
+		6-7 take k2 y 2: granted 6`},
+	{"forced another", "held twice", `
+		0-1 take k x 1: granted 5
+		1-2 force - y -: nothing
+		2-3 take k2 y 2: granted 6`},
+	{"forced what nobody saw", "held twice", `
+		0-1 take k x 1: granted 5
+		1-2 force-if4 - - -: released
+		2-3 take k2 y 2: granted 6`},
+	{"forced in vain", "held twice", `
+		0-1 take k x 1: granted 5
+		1-2 force-if4 - - -: refused
+		2-3 take k2 y 2: granted 6`},
+	{"held after a force", "lost: the release", `
+		0-1 take k x 1: granted 5
+		1-2 force - - -: released
+		2-3 look: shown 5 k x/5`},
 }
 
 var goodHistories = []struct{ name, lines string }{
@@ -311,6 +336,31 @@ var goodHistories = []struct{ name, lines string }{
 		0-3 look: shown 8
 		1-2 look: shown 9 k x/9
 		1-4 look: shown 8`},
+	{"expired", `
+		0-1 take-ttl5 k x 1: granted 5
+		5-6 take k2 y 2: granted 6
+		7-8 take-ttl5 k x 1: queued 1`},
+	{"renewed, perhaps, and expired", `
+		0-1 take-ttl5 k x 1: granted 5
+		3-4 take-ttl5 k x 1:
+		5-6 take k2 y 2: granted 6`},
+	{"seen, and expired", `
+		0-1 take-ttl5 k x 1:
+		1-2 look: shown 5 k x/5
+		5-6 take k2 y 2: granted 6`},
+	{"forced", `
+		0-1 take k x 1: granted 5
+		1-2 force-if5 - x -: released
+		2-3 take k2 y 2: granted 6`},
+	{"forced, perhaps", `
+		0-1 take k x 1: granted 5
+		1-2 force - - -:
+		2-3 take k2 y 2: granted 6`},
+	{"granted anew after a force", `
+		0-1 take k x 1: granted 5
+		1-2 force - - -: released
+		2-3 take k x 1: granted 7
+		3-4 take k x 1: repeat 7`},
 }
 
 func TestCheckerAccuses(t *testing.T) {
@@ -352,8 +402,17 @@ func historyOf(t *testing.T, lines string) *history {
 		}
 		a := asked{lock: "l", sent: time.Duration(sent) * time.Second, ended: time.Duration(ended) * time.Second}
 		a.what, a.own = strings.CutSuffix(fields[1], "-own")
+		what, with, _ := strings.Cut(a.what, "-")
+		a.what = what
+		if number, ok := strings.CutPrefix(with, "ttl"); ok {
+			fmt.Sscanf(number, "%d", &ended)
+			a.ttl = time.Duration(ended) * time.Second
+		}
+		if number, ok := strings.CutPrefix(with, "if"); ok {
+			fmt.Sscanf(number, "%d", &a.ifMatch)
+		}
 		if len(fields) > 2 {
-			a.identity = identity{fields[2], fields[3], strings.TrimPrefix(fields[4], "-")}
+			a.identity = identity{fields[2], strings.TrimPrefix(fields[3], "-"), strings.TrimPrefix(fields[4], "-")}
 		}
 		a.answered(t, answer)
 		h.asked = append(h.asked, a)

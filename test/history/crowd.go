@@ -35,6 +35,7 @@ type Crowd struct {
 	visitors []*visitor
 	watcher  *visitor // who looks at all locks
 	deaths   []time.Duration
+	leaving  chan struct{} // closed when nobody is to begin anything
 }
 
 // visitor is one of them.
@@ -47,13 +48,14 @@ type visitor struct {
 	doubts  []asked // last releases of claims that a request without an answer may make again
 	settled int     // of them
 	cuts    int     // requests it gave up
+	away    int     // times it left its place for longer than that is kept
 }
 
 const locksPerCrowd, visitorsPerCrowd = 20, 200
 
 // NewCrowd returns a crowd that has not yet begun, for the locker at url.
 func NewCrowd(t testing.TB, url string) *Crowd {
-	c := &Crowd{t: t, start: time.Now(), locks: locksPerCrowd, seed: rand.Uint64()}
+	c := &Crowd{t: t, start: time.Now(), locks: locksPerCrowd, seed: rand.Uint64(), leaving: make(chan struct{})}
 	c.http = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: visitorsPerCrowd}}
 	c.url.Store(url)
 	for n := range visitorsPerCrowd {
@@ -88,6 +90,7 @@ func (c *Crowd) Begin() (stop func()) {
 		})
 	}
 	return func() {
+		close(c.leaving)
 		cancel()
 		all.Wait()
 	}
@@ -149,6 +152,7 @@ func (c *Crowd) Check() Tally {
 	for _, v := range c.visitors {
 		h.asked = append(h.asked, v.told...)
 		n.Cut += v.cuts
+		n.Away += v.away
 	}
 	ended, checked := time.Since(c.start), time.Now()
 	var found []string
@@ -156,7 +160,13 @@ func (c *Crowd) Check() Tally {
 	for _, f := range found[:min(len(found), 20)] {
 		c.t.Error(f)
 	}
-	n.Queued, n.Repeated, n.Withdrew = h.count(queued), h.count(repeated), h.count(withdrew)
+	n.Queued, n.Repeated, n.Withdrew = h.count("take", queued), h.count("take", repeated), h.count("release", withdrew)
+	n.Forced, n.Changed = h.count("force", released), h.count("force", refused)
+	for _, a := range h.asked {
+		if a.expired {
+			n.Expired++
+		}
+	}
 	c.t.Logf("%d requests in %v, %d findings in %v: %+v", len(h.asked), ended, len(found), time.Since(checked), n)
 	return n
 }
@@ -169,13 +179,17 @@ type Tally struct {
 	Repeated int
 	Withdrew int
 	Cut      int // requests that were given up
+	Away     int // for longer than a place is kept
+	Expired  int // holds, before their release
+	Forced   int
+	Changed  int // locks that were not forced, because they had changed hands
 }
 
-// count returns how many answers of that verdict there were.
-func (h *history) count(is verdict) int {
+// count returns how many answers of that verdict there were to such requests.
+func (h *history) count(what string, is verdict) int {
 	n := 0
 	for _, a := range h.asked {
-		if a.verdict == is {
+		if a.what == what && a.verdict == is {
 			n++
 		}
 	}
@@ -239,6 +253,9 @@ func (v *visitor) claim() asked {
 	default:
 		a.identity = identity{Key: "shared", LockedBy: "n" + unique}
 	}
+	if v.in100(3) {
+		a.ttl = time.Second
+	}
 	return a
 }
 
@@ -276,8 +293,11 @@ func (v *visitor) take(claim *asked) bool {
 		switch {
 		case got.verdict == granted, got.verdict == repeated:
 			return true
+		case got.verdict == queued && v.random.IntN(3000) == 0:
+			v.goAway()
 		case got.verdict == queued:
 			v.lookAtTimes(claim.lock)
+			v.forceAtTimes(got)
 		case got.tooOld:
 			claim.ticket = v.ticket(claim.lock)
 		}
@@ -286,9 +306,41 @@ func (v *visitor) take(claim *asked) bool {
 	return false
 }
 
-// hold keeps the lock for a moment, sometimes a long one.
+// goAway leaves a place in the queue for longer than it is kept.
+func (v *visitor) goAway() {
+	v.away++
+	select {
+	case <-time.After(placePromised + time.Second):
+	case <-v.leaving:
+	}
+}
+
+// forceAtTimes ends holds of the lock that an answer shows, half the times only if
+// it is still as it was shown.
+func (v *visitor) forceAtTimes(seen asked) {
+	if !v.in100(2) || seen.shown == nil {
+		return
+	}
+	f := asked{what: "force", lock: seen.lock}
+	if v.in100(50) {
+		f.ifMatch = seen.shown.revision
+	}
+	if holders := seen.shown.holders; v.in100(50) && len(holders) > 0 {
+		f.LockedBy = holders[0].lockedBy
+	}
+	v.askOrCut(f, 0, 10)
+}
+
+// hold keeps the lock for a moment, sometimes a long one, and for longer than its
+// ttl if it has one, but for renewals.
 func (v *visitor) hold(claim asked) {
 	v.pause(0, 5*time.Millisecond)
+	for claim.ttl > 0 && v.in100(70) {
+		v.pause(claim.ttl/4, claim.ttl*5/4)
+		if claim.ID != "" {
+			v.askOrCut(claim, 0, 10)
+		}
+	}
 	if v.in100(5) {
 		v.pause(100*time.Millisecond, 600*time.Millisecond)
 	}
@@ -336,14 +388,27 @@ func (v *visitor) ask(ctx context.Context, a asked, wait time.Duration) asked {
 	switch a.what {
 	case "take":
 		method = "PUT"
-		body = encode(resource.Take{Key: a.Key, LockedBy: a.LockedBy, ID: a.ID, Ticket: a.ticket, Wait: resource.Duration(wait)})
+		body = encode(resource.Take{Key: a.Key, LockedBy: a.LockedBy, ID: a.ID, Ticket: a.ticket, Wait: resource.Duration(wait), TTL: resource.Duration(a.ttl)})
 	case "release":
 		method = "DELETE"
 		body = encode(resource.Release{Key: a.Key, LockedBy: a.LockedBy, ID: a.ID, Ticket: a.ticket, Own: a.own})
+	case "force":
+		method = "DELETE"
+		body = encode(resource.Force{LockedBy: a.LockedBy, Reason: "soak"})
 	}
 	url := v.url.Load().(string) + "/lock/" + a.lock
+	if a.what == "force" {
+		url += "?force=true"
+	}
+	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
+	if err != nil {
+		panic(err)
+	}
+	if a.ifMatch > 0 {
+		req.Header.Set("If-Match", fmt.Sprintf("%q", fmt.Sprint(a.ifMatch)))
+	}
 	a.sent = time.Since(v.start)
-	status, data := lockertest.SendBy(ctx, v.http, method, url, string(body))
+	status, data := lockertest.SendRequest(v.http, req)
 	a.ended = time.Since(v.start)
 	if err := a.read(status, data); err != nil {
 		v.t.Errorf("%s %s %s: %d %s: %v", method, url, body, status, data, err)
@@ -398,13 +463,17 @@ func (a *asked) read(status int, data []byte) error {
 		}
 		return nil
 	case http.StatusOK, http.StatusLocked:
+	case http.StatusPreconditionFailed:
+		if a.ifMatch == 0 {
+			return fmt.Errorf("unexpected")
+		}
 	default:
 		return fmt.Errorf("unexpected")
 	}
 	if err := json.NewDecoder(bytes.NewReader(data)).Decode(into); err != nil {
 		return err
 	}
-	a.token, a.position = answer.Token, answer.Position
+	a.token, a.position, a.expired = answer.Token, answer.Position, answer.Ended == "expired"
 	a.shown = viewOf(&answer.Lock, a.what == "look")
 	a.verdict = a.judge(status, &answer.Answer)
 	return nil
@@ -416,7 +485,7 @@ func (a *asked) judge(status int, answer *resource.Answer) verdict {
 		return looked
 	case a.position > 0:
 		return queued
-	case status == http.StatusLocked:
+	case status == http.StatusLocked, status == http.StatusPreconditionFailed:
 		return refused
 	case a.what == "take" && answer.Repeat:
 		return repeated
