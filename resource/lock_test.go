@@ -75,6 +75,36 @@ func TestWhatTheLogShowsWhileWaiting(t *testing.T) {
 	})
 }
 
+// After an outage the line comes again, changed or not, and a holder of the same
+// build is named as such.
+func TestWaitingLineAfterAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			switch n++; n {
+			case 3:
+				panic(http.ErrAbortHandler)
+			case 5:
+				answerWith(w, http.StatusOK, grantJSON)
+			default:
+				answerWith(w, http.StatusLocked, strings.Replace(queuedJSON, "builds/2", "builds/7", 1))
+			}
+		})
+		env := map[string]string{"ATC_EXTERNAL_URL": "https://ci.example", "BUILD_ID": "7", "BUILD_URL": "https://ci.example/builds/7"}
+		r := s.runAs(t.Context(), (*program).out, strings.NewReader(askLock), env)
+		var said []string
+		for _, line := range r.lines() {
+			word, rest, _ := strings.Cut(line, ": ")
+			if said = append(said, word); word == "waiting" && !strings.Contains(rest, "; me is next in line; it is held by this same build: it waits for itself") {
+				t.Errorf("said %s", line)
+			}
+		}
+		if got := strings.Join(said[:3], " "); r.err != nil || got != "waiting warning waiting" {
+			t.Errorf("error %v, said %s", r.err, r.stderr.String())
+		}
+	})
+}
+
 // A server that answers too early is not asked without a break.
 func TestEarlyAnswersAreNotAskedForWithoutABreak(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
