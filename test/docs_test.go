@@ -87,8 +87,7 @@ var runBy = map[string]string{
 	"tar -xzOf release/":          "TestRelease",
 	"echo '{\"type\": \"locker\"": "TestRelease",
 	"cp locker.json":              "TestGoRun",
-	"cd ../locker-boshrelease":    "nobody: it needs the BOSH release",
-	"bosh ":                       "nobody: it needs a BOSH director",
+	"bosh ":                       "nobody: it needs a BOSH director. TestReleasedBosh and TestBoshManifests look at what it is given",
 	"useradd ":                    "TestReadmeInstall",
 	"install ":                    "TestReadmeInstall",
 	"printf ":                     "TestReadmeInstall",
@@ -244,7 +243,7 @@ func TestReadmeNamesFunctions(t *testing.T) {
 		}
 	}
 	life := lockertest.Read(t, "docs/design.md")
-	named := regexp.MustCompile("`([a-z]+\\.[A-Za-z]+)`").FindAllStringSubmatch(life, -1)
+	named := regexp.MustCompile("`([a-z][A-Za-z]*\\.[A-Za-z]+)`").FindAllStringSubmatch(life, -1)
 	for _, n := range named {
 		if _, err := os.Stat(n[1]); err != nil && !declared[n[1]] {
 			t.Errorf("there is no %s", n[1])
