@@ -213,7 +213,7 @@ func write(w http.ResponseWriter, r *http.Request, rep reply) error {
 }
 
 func (a *api) page(_ *committer, r *http.Request, _ []byte) (reply, error) {
-	if _, err := parseQuery(r); err != nil {
+	if _, err := parseQuery(r, "q", "show"); err != nil { // its script reads them
 		return reply{}, badRequest{err}
 	}
 	return reply{

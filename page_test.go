@@ -9,6 +9,8 @@ import (
 	"time"
 )
 
+const mostPage = 60_000 // bytes
+
 func TestPageIsServedAsItIs(t *testing.T) {
 	s := startServer(t, withAuth())
 	if got := s.do(t, get, "/", ""); got.status != "401 Unauthorized" || strings.Contains(got.body, "html") {
@@ -32,6 +34,12 @@ func TestPageIsServedAsItIs(t *testing.T) {
 	}
 	if strings.Count(read(t, "page.html"), "<script") != 1 || strings.Count(read(t, "page.html"), "<style") != 1 {
 		t.Error("the policy allows one script and one style")
+	}
+	if len(got.body) > mostPage {
+		t.Errorf("the page has %d bytes", len(got.body))
+	}
+	if got := s.do(t, get, "/?q=jane&show=held", "", "Authorization", basic(user, password)); got.status != "200 OK" {
+		t.Errorf("with a filter: %s", got.status)
 	}
 	if got := s.do(t, get, "/?x=1", "", "Authorization", basic(user, password)); got.status != "400 Bad Request" {
 		t.Errorf("with a query: %s", got.status)

@@ -82,14 +82,26 @@ func (w *visit) has(words ...string) {
 	}
 }
 
+// hasNot waits until a person reads this nowhere in the page.
+func (w *visit) hasNot(word string) {
+	w.t.Helper()
+	w.await(fmt.Sprintf("!document.body.innerText.replace(/\\s+/g, ' ').includes(%s)", encode(word)))
+}
+
+// titled waits until the tab's title is that of a page that shows this.
+func (w *visit) titled(words string) {
+	w.t.Helper()
+	w.await(fmt.Sprintf("document.title === %s", encode(words+" – Locker "+w.Address)))
+}
+
 func TestPageEmpty(t *testing.T) {
 	w := visitPage(t, nil)
-	w.has("No lock has been taken yet", `curl -X PUT -d '{"key": "me"}' http://`+w.Address+"/lock/my-lock")
+	w.has("No lock has been taken yet", `curl -X PUT -d '{"key": "me"}' http://`+w.Address+"/lock/my-lock", w.Address)
 	start := time.Now()
 	if w.has("Locker " + w.Log.Await(t, `msg=start version=(\S+)`)[1]); time.Since(start) > soon {
 		t.Error("the version comes late")
 	}
-	w.await("document.title === '0 held, 0 waiting, 0 free – Locker'")
+	w.titled("nothing waits")
 	if lines := strings.Split(w.text("#lines"), "\n"); len(lines) != 3 {
 		t.Errorf("%d lines of curl", len(lines))
 	}
@@ -99,127 +111,35 @@ func TestPageEmpty(t *testing.T) {
 // A lock that is taken, queued for and released appears without a reload.
 func TestPageLive(t *testing.T) {
 	w := visitPage(t, nil)
-	w.do("PUT", "/lock/a", `{"key": "k", "locked_by": "jane", "ttl": "2h", "link": "https://ci.example/teams/main/pipelines/site/jobs/deploy/builds/12"}`)
-	w.has("key k", "jane", "site / deploy #12", "expires in 1 h 59 min")
-	w.await("document.title === '1 held, 0 waiting, 0 free – Locker'")
+	w.do("PUT", "/lock/a", `{"key": "k", "locked_by": "jane", "ttl": "2h", "reason": "schema change", "link": "https://ci.example/teams/main/pipelines/site/jobs/deploy/builds/12"}`)
+	w.has("Held, and nobody waits", "jane", "site / deploy #12", "“schema change”", "expires in 1 h 59 min")
+	w.titled("nothing waits")
 	var link map[string]string
-	w.run("const a = document.querySelector('.holders a'); return {href: a.href, rel: a.rel}", &link)
+	w.run("const a = document.querySelector('.row .about a'); return {href: a.href, rel: a.rel}", &link)
 	if link["href"] != "https://ci.example/teams/main/pipelines/site/jobs/deploy/builds/12" || link["rel"] != "noopener noreferrer" {
 		t.Errorf("link %v", link)
 	}
 	george := make(chan int, 1)
 	go func() {
-		status, _ := w.do("PUT", "/lock/a", `{"key": "other", "locked_by": "george", "wait": "60s"}`)
+		status, _ := w.do("PUT", "/lock/a", `{"key": "other", "locked_by": "george", "wait": "50s"}`)
 		george <- status
 	}()
-	w.has("1 waiting", "1. george key other for")
-	w.await("document.title === '1 held, 1 waiting, 0 free – Locker'")
+	w.has("Somebody waits", "key k", "1 waiting, oldest", "1. george key other for", "1 lock blocked, oldest wait")
+	w.await("/^1 lock blocked, oldest wait \\d+ s – Locker /.test(document.title)")
 	w.do("DELETE", "/lock/a", `{"key": "k", "locked_by": "jane"}`)
 	if status := <-george; status != http.StatusOK {
 		t.Fatalf("george got %d", status)
 	}
-	w.has("key other", "george held")
-	w.await("!document.body.innerText.includes('jane') && document.title === '1 held, 0 waiting, 0 free – Locker'")
-	const age = "Number(document.querySelector('.holders .age').textContent.match(/^held (\\d+) s$/)[1])"
+	w.has("Held, and nobody waits a george")
+	w.hasNot("jane")
+	w.titled("nothing waits")
+	const age = "Number(document.querySelector('.row .age').textContent.match(/^(\\d+) s$/)[1])"
 	w.run("window.age0 = "+age, nil)
 	w.await(age + " > age0") // ages go on by themselves
 	w.do("DELETE", "/lock/a", `{"key": "other", "locked_by": "george"}`)
-	w.has("Nothing is held", "Free (1)")
-	w.click("#free summary")
+	w.has("Free (1)")
+	w.click("#freePart summary")
 	w.await("document.getElementById('freeNames').textContent === 'a'")
-}
-
-// Somebody frees a lock with the keyboard alone, and is asked why.
-func TestPageRelease(t *testing.T) {
-	w := visitPage(t, nil)
-	w.do("PUT", "/lock/a%2Fb", jane)
-	w.await("document.querySelector('.lock .release')")
-	w.tabTo("document.activeElement.matches('.holders .release')")
-	w.keys(keyEnter)
-	w.has("Release jane from a/b?", "has held it for", "since 20")
-	w.keys(keyEnter) // no reason yet
-	w.await("document.getElementById('reason').matches(':invalid') && document.getElementById('dialog').open")
-	if _, got := w.do("GET", "/lock/a%2Fb", ""); !strings.Contains(got, "jane") {
-		t.Fatal("released without a reason")
-	}
-	w.keys(keyEscape)
-	w.await("!document.getElementById('dialog').open && document.activeElement.matches('.holders .release')")
-	w.keys(keyEnter)
-	w.await("document.getElementById('dialog').open && document.activeElement.id === 'reason'")
-	w.screenshot("dialog")
-	var done any
-	w.run("document.getElementById('dialog').dispatchEvent(new Event('close'))", &done) // of the first one, come late
-	w.keys("build 12 hangs" + keyEnter)
-	w.has("Released jane from a/b.", "Nothing is held")
-	w.await("!document.getElementById('dialog').open && document.activeElement !== document.body")
-	w.Log.Await(t, `msg=force lock=a/b key=k locked_by=jane link=\S+ token=2 held=\S+ by=`+user+` reason="build 12 hangs"\n`)
-}
-
-// tabTo presses Tab until an expression is true.
-func (w *visit) tabTo(expression string) {
-	w.t.Helper()
-	var is bool
-	for range 30 {
-		w.keys(keyTab)
-		if w.run("return "+expression, &is); is {
-			return
-		}
-	}
-	w.t.Fatalf("no Tab leads to where %s", expression)
-}
-
-// A hold that is shared is ended for one holder or for all.
-func TestPageReleaseOne(t *testing.T) {
-	w := visitPage(t, nil)
-	for _, name := range []string{"jane", "george", "ann"} {
-		w.do("PUT", "/lock/a", fmt.Sprintf(`{"key": "k", "locked_by": %q}`, name))
-	}
-	w.await("document.querySelectorAll('.holders li').length === 3")
-	w.click(".holders li:nth-child(2) .release")
-	w.has("Release george from a?")
-	w.keys("one" + keyEnter)
-	w.has("Released george from a.")
-	w.await("document.querySelector('.holders').innerText.match(/jane|george|ann/g).join() === 'jane,ann'")
-	w.click(".lock > header .release")
-	w.has("Release everyone from a?", "jane has held it", "ann has held it")
-	w.keys("all" + keyEnter)
-	w.has("Released everyone from a.", "Nothing is held")
-	w.Log.Await(t, `msg=force .* locked_by=george .* reason=one\n(?s:.*)msg=force .* locked_by=jane .* reason=all\n.*msg=force .* locked_by=ann .* reason=all\n`)
-}
-
-// Only what the person saw is released.
-func TestPageChangedHands(t *testing.T) {
-	w := visitPage(t, nil, "412")
-	w.do("PUT", "/lock/a", jane)
-	w.await("document.querySelector('.holders .release')")
-	w.click(".holders .release")
-	w.do("DELETE", "/lock/a", `{"key": "k", "locked_by": "jane"}`)
-	w.do("PUT", "/lock/a", `{"key": "k2", "locked_by": "george"}`)
-	w.await("document.querySelector('.lock').innerText.includes('george')")
-	w.keys("it hangs" + keyEnter)
-	w.has("It changed hands meanwhile: nothing was released.", "george has held it for")
-	w.screenshot("changed hands")
-	w.await("document.getElementById('sure').hidden && document.activeElement.id === 'cancel'")
-	w.keys(keyEnter)
-	w.await("!document.getElementById('dialog').open")
-	if _, got := w.do("GET", "/lock/a", ""); !strings.Contains(got, `"locked_by":{"george":1}`) {
-		t.Errorf("released what nobody saw: %s", got)
-	}
-	if strings.Contains(w.Log.String(), "msg=force") {
-		t.Error("something was forced")
-	}
-}
-
-// A release that was not answered says so, and can be asked for again.
-func TestPageReleaseFails(t *testing.T) {
-	w := visitPage(t, nil, "ERR_", "Failed to load resource")
-	w.do("PUT", "/lock/a", jane)
-	w.await("document.querySelector('.holders .release')")
-	w.click(".holders .release")
-	w.Stop()
-	w.keys("it hangs" + keyEnter)
-	w.has("It is not known whether it was released:")
-	w.await("document.getElementById('dialog').open && !document.getElementById('sure').disabled && document.getElementById('reason').value === 'it hangs'")
 }
 
 // Whatever clients call things is text, and none of it runs.
@@ -235,18 +155,18 @@ func TestPageMarkup(t *testing.T) {
 	w := visitPage(t, older.write(t))
 	w.do("PUT", "/lock/__proto__", jane)
 	w.do("PUT", "/lock/constructor", jane)
-	w.await("document.querySelectorAll('.lock').length === 3 && document.querySelectorAll('.queue:first-of-type li').length === 2")
+	w.await("document.querySelectorAll('.row').length === 2 && document.querySelectorAll('.line li').length === 2")
 	var seen struct {
 		Name, Key, Holder, Waiter string
 		Isolated                  bool
 		Foreign                   int
 		Schemes                   []string
 	}
-	const look = `const card = [...document.querySelectorAll('.lock')].find(c => c.querySelector('.queue li')), text = s => card.querySelector(s).textContent;
-		return {name: text('h2'), key: text('.key bdi'), holder: text('.holders .who > bdi'), waiter: text('.queue .who > bdi'),
-			isolated: [...card.querySelectorAll('bdi')].every(e => getComputedStyle(e).unicodeBidi.includes('isolate')),
-			foreign: document.querySelectorAll('main img, main b, main script').length,
-			schemes: [...document.querySelectorAll('main a')].map(a => a.protocol)}`
+	const look = `const card = document.querySelector('.card'), text = s => card.querySelector(s).textContent;
+		return {name: text('h3'), key: text('header .key bdi'), holder: text('.holders .who > bdi'), waiter: text('.line .who > bdi'),
+			isolated: [...document.querySelectorAll('bdi')].every(e => getComputedStyle(e).unicodeBidi.includes('isolate')),
+			foreign: document.querySelectorAll('main img, bdi *, main script').length,
+			schemes: [...document.querySelectorAll('main a[target]')].map(a => a.protocol)}`
 	w.run(look, &seen)
 	if seen.Name != name || seen.Key != markup || seen.Holder != turned || seen.Waiter != markup {
 		t.Errorf("seen %+v", seen)
@@ -255,10 +175,13 @@ func TestPageMarkup(t *testing.T) {
 		t.Errorf("seen %+v", seen)
 	}
 	w.screenshot("markup")
-	w.run("for (const b of document.querySelectorAll('.release')) if (!b.hidden && b.closest('.lock').querySelector('.queue li')) b.click()", nil)
-	w.has("Release " + turned)
-	w.keys(markup + keyEnter)
-	w.has("Released " + turned)
+	w.run("document.querySelector('.card .holders .release').click()", nil)
+	w.has("Force-release " + name)
+	w.keys(markup + keyTab + markup + keyEnter)
+	w.has("Force-released " + turned)
+	w.run("location.hash = encodeURIComponent(arguments[0])", nil, name)
+	w.has("forced by "+markup, "“"+markup+"”")
+	w.screenshot("markup of one")
 	var ran any
 	if w.run("return window.ran", &ran); ran != nil {
 		t.Error("markup ran")
@@ -280,80 +203,75 @@ func visitStopped(t *testing.T) *visit {
 	return w
 }
 
-// The page says that it lost the server, and is back by itself.
+// icon is an expression of the tab's icon.
+const icon = "document.getElementById('icon').href"
+
+// The page says in all ways that it lost the server, stops its clocks and its
+// buttons, and is back by itself.
 func TestPageRestart(t *testing.T) {
-	w := visitStopped(t)
-	w.has("connection lost, showing the state of ")
-	w.await("/^connection lost: 1 held, 0 waiting, 0 free/.test(document.title) && document.body.innerText.includes('jane')")
+	w := visitPage(t, nil, "ERR_", "503")
+	w.do("PUT", "/lock/a", jane)
+	w.has("jane")
+	w.run("window.icon0 = "+icon, nil)
+	w.Stop()
+	w.has("Connection lost: ", "This is the state of 20", ": nothing waits", "jane")
+	w.await("document.title.startsWith('connection lost: nothing waits') && " + icon + " !== icon0 && getComputedStyle(document.getElementById('main')).opacity < 1")
+	var age [2]string
+	w.run("return [document.querySelector('.row time').textContent]", &age)
+	w.run("document.querySelector('.row .release').click()", nil)
+	time.Sleep(1500 * time.Millisecond) // in which an age would go on
+	w.run("return [arguments[0], document.querySelector('.row time').textContent]", &age, age[0])
+	w.await("document.querySelector('.row .release').getAttribute('aria-disabled') === 'true' && !document.querySelector('dialog[open]')")
+	if age[0] != age[1] {
+		t.Errorf("the age went on from %s to %s", age[0], age[1])
+	}
+	w.hasNot("Failed to fetch")
 	w.screenshot("connection lost")
 	w.Restart()
 	start := time.Now()
-	w.await("document.getElementById('status').textContent === 'live' && document.title === '1 held, 0 waiting, 0 free – Locker'")
+	w.await("document.getElementById('status').textContent === 'live' && document.getElementById('trouble').hidden && " + icon + " === icon0")
+	w.titled("nothing waits")
 	if took := time.Since(start); took > soon {
 		t.Errorf("it was back after %v", took)
 	}
 	w.do("PUT", "/lock/b", jane)
-	w.await("document.querySelectorAll('.lock').length === 2")
+	w.await("document.querySelectorAll('.row .release[aria-disabled=false]').length === 2")
 }
 
 // After a restart on another state, whose tokens and revisions are the same
 // again, the page shows who holds the lock there.
 func TestPageAnotherState(t *testing.T) {
 	w := visitStopped(t)
-	w.has("connection lost")
+	w.has("Connection lost")
 	w.Restart("LOCKER_CONFIG=" + filepath.Join(t.TempDir(), "locker.json"))
 	w.do("PUT", "/lock/a", `{"key": "k", "locked_by": "george"}`)
 	w.has("george")
-	w.await("!document.body.innerText.includes('jane')")
+	w.hasNot("jane")
 }
 
-// The answer to a release whose dialog was closed touches no other dialog.
-func TestPageLateAnswer(t *testing.T) {
-	w := visitPage(t, nil)
-	w.do("PUT", "/lock/a", jane)
-	w.do("PUT", "/lock/b", `{"key": "k", "locked_by": "george"}`)
-	w.await("document.querySelectorAll('.lock').length === 2")
-	var done any
-	w.run(`const real = window.fetch;
-		window.fetch = (url, options) => options && options.method === 'DELETE'
-			? new Promise((_, fail) => { window.failNow = () => fail(new Error('lost')); }) : real(url, options);`, &done)
-	w.click(".lock:nth-of-type(1) .holders .release")
-	w.keys("it hangs" + keyEnter)
-	w.await("!!window.failNow")
-	w.run("document.getElementById('dialog').close()", &done)
-	w.click(".lock:nth-of-type(2) .holders .release")
-	w.keys("build")
-	w.run("window.failNow()", &done)
-	w.await("document.getElementById('news').textContent.includes('It is not known whether it was released')")
-	w.await("document.activeElement.id === 'reason' && document.getElementById('warning').hidden && document.getElementById('dialog').open")
-	w.keys(" 77 ")
-	w.await("document.getElementById('reason').value === 'build 77 '")
-	if strings.Contains(w.Log.String(), "msg=force") {
-		t.Error("something was forced")
-	}
-}
-
-// While nothing can be saved the page says so, and a release that fails can be
-// tried again where it is.
+// While nothing can be saved the whole page and its tab say so, also a question
+// that is open; it can be answered when that is over.
 func TestPageTrouble(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "state")
 	folder(t, state, 0o700)
 	w := visitPage(t, []string{"LOCKER_CONFIG=" + filepath.Join(state, "locker.json")}, "503")
 	w.do("PUT", "/lock/a", jane)
-	w.await("document.querySelector('.holders .release')")
+	w.await("document.querySelector('.row .release')")
+	w.run("window.icon0 = "+icon, nil)
 	lockertest.Rename(t, state, state+"-away")
-	w.click(".holders .release")
-	w.keys("it hangs" + keyEnter)
+	w.click(".row .release")
+	w.keys("it hangs" + keyTab + "ann" + keyEnter)
 	w.has("The locker answered: nothing was changed, the locker cannot save its state")
 	w.run("health()", nil) // not to wait until it is looked at anyway
-	w.has("Nothing can be taken or released since 20", "no such file or directory")
+	w.has("The locker cannot save: nothing can be taken or released since 20", "no such file or directory")
+	w.await("document.title.startsWith('cannot save: ') && " + icon + " !== icon0 && document.getElementById('releaseSure').getAttribute('aria-disabled') === 'true'")
 	w.screenshot("trouble")
 	lockertest.Rename(t, state+"-away", state)
 	w.Log.Await(t, "commits succeed again")
-	w.click("#sure")
-	w.has("Released jane from a.")
 	w.run("health()", nil)
-	w.await("document.getElementById('trouble').hidden")
+	w.await("document.getElementById('trouble').hidden && " + icon + " === icon0")
+	w.click("#releaseSure")
+	w.has("Force-released jane from a.")
 }
 
 // A page in the background leaves the browser's connections to others; it is up
@@ -366,7 +284,7 @@ func TestPageBackground(t *testing.T) {
 	w.has("1 held")
 	w.do("PUT", "/lock/b", jane)
 	time.Sleep(500 * time.Millisecond)
-	if text := w.text(".counts"); !strings.HasPrefix(text, "1 held") {
+	if text := w.text("[data-show=held]"); text != "1 held" {
 		t.Errorf("in the background it follows: %s", text)
 	}
 	w.run("performance.clearResourceTimings(); wake()", nil) // as when its time has come
@@ -380,6 +298,22 @@ func TestPageBackground(t *testing.T) {
 	if took := time.Since(start); took > soon {
 		t.Errorf("it took %v", took)
 	}
+}
+
+// Without JavaScript there is a sentence and a link, and nothing that waits for
+// ever.
+func TestPageWithoutScript(t *testing.T) {
+	b := startBrowser(t)
+	l := lockertest.Start(t)
+	b.devtools("Emulation.setScriptExecutionDisabled", map[string]any{"value": true}, nil)
+	b.open(l.URL)
+	b.devtools("Emulation.setScriptExecutionDisabled", map[string]any{"value": false}, nil)
+	if text := b.text("body"); !strings.Contains(text, "This page shows the locks by JavaScript, which is off here. Without it: all locks, as JSON.") || strings.Contains(text, "connect") || strings.Contains(text, "Hold") {
+		t.Errorf("it says:\n%s", text)
+	}
+	b.screenshot("without script")
+	b.click("noscript a")
+	b.await("location.pathname === '/locks'")
 }
 
 // soon is half of what the page waits for changes, or in the background.

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -176,16 +177,50 @@ func (b *browser) keys(text string) {
 // Keys that are not characters (WebDriver section 17.4.2).
 const keyTab, keyEnter, keyEscape = "\ue004", "\ue007", "\ue00c"
 
-// device makes the window that wide, and the colours light or dark.
+// device makes the window that wide, and the colours light, dark or forced.
 func (b *browser) device(width int, colours string) {
 	b.t.Helper()
-	b.devtools("Emulation.setDeviceMetricsOverride", map[string]any{"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})
-	b.devtools("Emulation.setEmulatedMedia", map[string]any{"features": []any{map[string]string{"name": "prefers-color-scheme", "value": colours}}})
+	b.devtools("Emulation.setDeviceMetricsOverride", map[string]any{"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}, nil)
+	features := []any{map[string]string{"name": "prefers-color-scheme", "value": colours}}
+	if colours == "forced" {
+		features = []any{map[string]string{"name": "forced-colors", "value": "active"}}
+	}
+	b.devtools("Emulation.setEmulatedMedia", map[string]any{"features": features}, nil)
 }
 
-func (b *browser) devtools(command string, params map[string]any) {
+// devtools runs a command of Chrome's DevTools protocol, and stores its result.
+func (b *browser) devtools(command string, params map[string]any, value any) {
 	b.t.Helper()
-	b.send("POST", "/goog/cdp/execute", map[string]any{"cmd": command, "params": params}, nil)
+	b.send("POST", "/goog/cdp/execute", map[string]any{"cmd": command, "params": params}, value)
+}
+
+// control is something that a person acts on, as a screen reader is told.
+type control struct{ role, name string }
+
+// controls returns those of the page's accessibility tree.
+func (b *browser) controls() (found []control) {
+	b.t.Helper()
+	var tree struct {
+		Nodes []struct {
+			Ignored    bool
+			Role, Name struct{ Value any }
+		}
+	}
+	b.devtools("Accessibility.getFullAXTree", map[string]any{}, &tree)
+	for _, n := range tree.Nodes {
+		role, name := fmt.Sprint(n.Role.Value), strings.TrimSpace(fmt.Sprint(n.Name.Value))
+		if !n.Ignored && slices.Contains([]string{"button", "link", "textbox", "searchbox", "combobox", "DisclosureTriangle", "dialog", "list"}, role) {
+			found = append(found, control{role, name})
+		}
+	}
+	return found
+}
+
+// windows returns the handles of all windows and tabs.
+func (b *browser) windows() (handles []string) {
+	b.t.Helper()
+	b.send("GET", "/window/handles", nil, &handles)
+	return handles
 }
 
 // screenshot keeps what the window shows in the folder LOCKER_SCREENSHOTS.
