@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// This file is the state in etcd: how it is loaded, and how a batch is saved.
+//
+//	PREFIX leader      who leads: its create revision is the term
+//	PREFIX state       {"version": 2, "revision": 18}
+//	PREFIX lock/NAME   the lock, as in the state file
+//
+// Each transaction is applied only if this locker still leads and the state is
+// still the one that it wrote last. So what was delayed or sent twice changes
+// nothing, and a leader that was replaced without noticing finds out.
+
+const (
+	saveTime  = 10 * time.Second // that a transaction whose outcome is unknown is sent again
+	savePause = 50 * time.Millisecond
+	mostOps   = 100     // locks in one transaction: etcd allows 128 operations
+	mostBytes = 1 << 20 // of one transaction, and of one lock: etcd allows 1.5 MiB
+)
+
+// What keeps a locker from leading.
+var (
+	errNoState = errors.New("etcd has no locks yet: run `locker import FILE`, or `locker import -empty` for a new set")
+	errHalf    = errors.New("etcd has locks but no state: an import was cut short, or somebody else writes here: run `locker import` again")
+	errNewer   = errors.New("the state in etcd is of a later version than this locker reads")
+)
+
+// errDeposed is what a leader learns from a transaction that was not applied.
+var errDeposed = fmt.Errorf("another locker leads now, or somebody else wrote to etcd: %w", errUnknown)
+
+// keys are the names of what is kept, under a prefix.
+type keys string
+
+func (k keys) leader() string          { return string(k) + "leader" }
+func (k keys) state() string           { return string(k) + "state" }
+func (k keys) locks() string           { return string(k) + "lock/" }
+func (k keys) lock(name string) string { return k.locks() + name }
+
+// etcdStore is the state in etcd as one leader has it. The writer owns it.
+type etcdStore struct {
+	etcd  *etcd
+	keys  keys
+	term  int64  // the create revision of the leader's record
+	last  int64  // the revision of etcd at which `state` was written last
+	saved *state // what etcd has
+}
+
+// head is the value of the key `state`.
+type head struct {
+	Version  int    `json:"version"`
+	Revision uint64 `json:"revision"`
+}
+
+func (s *state) head() []byte { return encode(head{stateVersion, s.revision}) }
+
+// load reads what the last leader has left, at one revision of etcd. The error is
+// errDeposed, or one of those that keep a locker from leading, or what etcd says.
+func (st *etcdStore) load(ctx context.Context) (*state, error) {
+	success := []etcdOp{readKey(st.keys.state()), {Range: under(st.keys.locks())}}
+	answer, err := st.etcd.txn(ctx, transaction([]compare{created(st.keys.leader(), st.term)}, success, nil), etcdLoad)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("load state: %w", err)
+	case !answer.Succeeded:
+		return nil, fmt.Errorf("load state: %w", errDeposed)
+	}
+	s, err := st.keys.decode(answer.kv(0), answer.kvs(1))
+	if err != nil {
+		return nil, fmt.Errorf("load state: %w", err)
+	}
+	st.last, st.saved = answer.kv(0).ModRevision, s
+	return s, nil
+}
+
+// decode makes a state of what etcd has.
+func (k keys) decode(found keyValue, locks []keyValue) (*state, error) {
+	if found.ModRevision == 0 && len(locks) > 0 {
+		return nil, errHalf
+	}
+	if found.ModRevision == 0 {
+		return nil, errNoState
+	}
+	var h head
+	if err := json.Unmarshal(found.Value, &h); err != nil {
+		return nil, fmt.Errorf("%s: %w", k.state(), err)
+	}
+	if h.Version > stateVersion {
+		return nil, fmt.Errorf("%w: %d, not %d", errNewer, h.Version, stateVersion)
+	}
+	members := map[string]json.RawMessage{}
+	for _, kv := range locks {
+		members[strings.TrimPrefix(string(kv.Key), k.locks())] = kv.Value
+	}
+	s, _, err := decodeState(encode(map[string]any{"version": h.Version, "revision": h.Revision, "locks": members}), time.Time{})
+	return s, err
+}
+
+// save is store's. What changed since the last save goes into one transaction
+// or, when that is too much, into several, each with the revision of the whole:
+// locks have nothing in common but that, and nobody was answered yet.
+func (st *etcdStore) save(s *state) (int, error) {
+	parts := divide(changes(st.keys, st.saved, s))
+	for i, part := range parts {
+		err := st.write(append([]etcdOp{putKey(st.keys.state(), s.head())}, part...))
+		if err != nil && i > 0 && !errors.Is(err, errUnknown) {
+			err = fmt.Errorf("part %d of %d: %w: %w", i+1, len(parts), errUnknown, err)
+		}
+		if err != nil {
+			return 0, fmt.Errorf("save state: %w", err)
+		}
+	}
+	st.saved = s
+	return 0, nil
+}
+
+// confirm returns nil when this locker led after the call, with the state that it
+// saved last.
+func (st *etcdStore) confirm() error { return st.write(nil) }
+
+// changes returns what makes the locks of one state those of the other. Both are
+// sorted by name.
+func changes(k keys, from, to *state) (ops []etcdOp) {
+	old, now := from.locks, to.locks
+	for len(old) > 0 || len(now) > 0 {
+		switch {
+		case len(old) > 0 && len(now) > 0 && old[0] == now[0]:
+			old, now = old[1:], now[1:]
+		case len(now) == 0 || len(old) > 0 && old[0].name < now[0].name:
+			ops = append(ops, deleteKey(k.lock(old[0].name)))
+			old = old[1:]
+		default:
+			if len(old) > 0 && old[0].name == now[0].name {
+				old = old[1:]
+			}
+			ops = append(ops, putKey(k.lock(now[0].name), encode(now[0])))
+			now = now[1:]
+		}
+	}
+	return ops
+}
+
+// divide returns operations in parts that fit into a transaction; at least one.
+func divide(ops []etcdOp) [][]etcdOp {
+	parts, size := [][]etcdOp{nil}, 0
+	for _, o := range ops {
+		last := len(parts) - 1
+		if len(parts[last]) == mostOps || len(parts[last]) > 0 && size+o.size() > mostBytes {
+			parts, size = append(parts, nil), 0
+			last++
+		}
+		parts[last] = append(parts[last], o)
+		size += o.size()
+	}
+	return parts
+}
+
+// write has one transaction applied, unless this locker is not the leader any
+// more or the state not the one it wrote last. An attempt whose outcome is not
+// known is followed by the same bytes: whichever of them etcd applies first, the
+// others then fail. To read instead would not do, since a proposal that timed out
+// may still be applied after the read. An error that does not wrap errUnknown
+// says that nothing was changed.
+func (st *etcdStore) write(ops []etcdOp) error {
+	body := transaction([]compare{created(st.keys.leader(), st.term), modified(st.keys.state(), st.last)}, ops, []etcdOp{readKey(st.keys.leader()), readKey(st.keys.state())})
+	doubt := false
+	for deadline := time.Now().Add(saveTime); ; time.Sleep(savePause) {
+		answer, err := st.etcd.txn(context.Background(), body, etcdAttempt)
+		switch {
+		case err == nil && answer.Succeeded:
+			if len(ops) > 0 {
+				st.last = answer.Header.Revision
+			}
+			return nil
+		case err == nil:
+			return st.refute(answer, doubt && len(ops) > 0)
+		case isRefusal(err) && doubt:
+			return fmt.Errorf("%w: %w, after an attempt that was not answered", errUnknown, err)
+		case isRefusal(err):
+			return err
+		}
+		if _, unsent := errors.AsType[notSent](err); !unsent {
+			doubt = true
+		}
+		if time.Now().After(deadline) && doubt {
+			return fmt.Errorf("%w: %w", errUnknown, err)
+		}
+		if time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
+// refute decides what a transaction that was not applied means: an earlier
+// attempt with the same bytes was, or this locker does not lead.
+func (st *etcdStore) refute(answer *txnAnswer, doubt bool) error {
+	leader, state := answer.kv(0), answer.kv(1)
+	if doubt && leader.CreateRevision == st.term && state.ModRevision > st.last {
+		st.last = state.ModRevision
+		return nil
+	}
+	return errDeposed
+}
