@@ -39,6 +39,23 @@ var (
 	errSlash       = fmt.Errorf("%w; if that is what you sent, a proxy on the way decoded it: have it pass on the path as it came", errNoPath)
 )
 
+// Errors of several lockers. What is errNotDone was surely not done.
+var (
+	errNotDone = errors.New("the leader was not reached")
+	errStandby = fmt.Errorf("%w: this locker does not lead", errNotDone)
+	errStale   = errors.New("this locker cannot reach etcd, and another may lead by now: try again")
+	errLost    = errors.New("the leader was lost before it answered, and it is not known what it did: ask again, with the same id")
+)
+
+// noLeader refuses a request that was surely not done.
+type noLeader struct{ why error }
+
+func (e noLeader) Error() string {
+	return "no locker leads at the moment, and nothing was changed: try again; " + e.why.Error()
+}
+
+func (e noLeader) Is(target error) bool { return target == errNotDone }
+
 // foreignHost refuses a request that was sent to a name which is not known to be
 // this machine's: a web page can make any name of its own lead here.
 type foreignHost string
@@ -91,8 +108,13 @@ func errorReply(err error) reply {
 		return problem(http.StatusRequestTimeout, "the body did not arrive within 10 s", nil)
 	case isRequest:
 		return problem(http.StatusBadRequest, short(err.Error(), maxProblem), nil)
-	case errors.Is(err, errStopping), errors.Is(err, errGone), errors.Is(err, errNotBegun):
+	case errors.Is(err, errStandby):
+		return problem(http.StatusServiceUnavailable, err.Error(), map[string]string{"Retry-After": "1", "Locker-Standby": "1"})
+	case errors.Is(err, errStopping), errors.Is(err, errNotLeading), errors.Is(err, errGone), errors.Is(err, errNotBegun),
+		errors.Is(err, errNotDone), errors.Is(err, errStale), errors.Is(err, errLost):
 		return problem(http.StatusServiceUnavailable, err.Error(), again)
+	case errors.Is(err, errDeposed):
+		return problem(http.StatusServiceUnavailable, "it is not known whether this was saved, and another locker may lead by now: ask again, with the same id", again)
 	case errors.Is(err, errUnknown):
 		return problem(http.StatusServiceUnavailable, "it is not known whether this was saved, and the locker restarts: ask again, with the same id", nil)
 	case outOfSpace(err):

@@ -45,7 +45,8 @@ type api struct {
 	policy      string                    // of the page
 	crowded     atomic.Bool               // a client waits until another connection is closed
 	serving     sync.RWMutex              // held for reading by each request, so that the end can wait for all
-	committer   atomic.Pointer[committer] // of the present term
+	committer   atomic.Pointer[committer] // that decides, when this is the only locker
+	node        *node                     // nil: this is the only locker
 	routes      []route
 }
 
@@ -53,6 +54,7 @@ type api struct {
 type route struct {
 	method, path string
 	operation    string // in the metrics
+	local        bool   // answered by each of several lockers itself
 	handle       handler
 }
 
@@ -68,21 +70,37 @@ func newAPI(cfg *config, m *metrics, log *slog.Logger, wall func() time.Time) *a
 	// Not http.ServeMux: it redirects //x, and takes the name out of
 	// /lock/a%2Fgrün wrongly.
 	a.routes = []route{
-		{"GET", "/", "page", a.page},
-		{"GET", "/health", "health", a.health},
-		{"GET", "/metrics", "metrics", a.scrape},
-		{"GET", "/locks", "list", a.list},
-		{"GET", "/events", "events", a.events},
-		{"GET", lockPath, "show", a.show},
-		{"PUT", lockPath, "take", a.take},
-		{"DELETE", lockPath, "release", a.release},
-		{"DELETE", lockPath + "?force=true", "force", a.force},
+		{"GET", "/", "page", true, a.page},
+		{"GET", "/health", "health", true, a.health},
+		{"GET", "/metrics", "metrics", true, a.scrape},
+		{"GET", "/locks", "list", false, a.list},
+		{"GET", "/events", "events", false, a.events},
+		{"GET", lockPath, "show", false, a.show},
+		{"PUT", lockPath, "take", false, a.take},
+		{"DELETE", lockPath, "release", false, a.release},
+		{"DELETE", lockPath + "?force=true", "force", false, a.force},
 	}
 	return a
 }
 
 // begin has c decide from now on.
 func (a *api) begin(c *committer) { a.committer.Store(c) }
+
+// decider returns the committer that decides here; nil: another locker leads.
+func (a *api) decider() *committer {
+	if a.node != nil {
+		return a.node.committer()
+	}
+	return a.committer.Load()
+}
+
+// decide has a request answered, here or by the locker that leads.
+func (a *api) decide(rt route, r *http.Request, body []byte) (reply, error) {
+	if a.node == nil || rt.local {
+		return rt.handle(a.decider(), r, body)
+	}
+	return a.node.answer(r, body, func(c *committer) (reply, error) { return rt.handle(c, r, body) })
+}
 
 // find returns the route of a request. An error comes with the operation
 // "other".
@@ -118,7 +136,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.serving.RLock()
 	defer a.serving.RUnlock()
 	rt, err := a.find(r)
-	rep, err := a.serve(w, r, rt.handle, err)
+	rep, err := a.serve(w, r, rt, err)
 	if err == nil && rep.giveBack != nil && r.Context().Err() != nil {
 		err = errGone
 	}
@@ -154,7 +172,7 @@ func (a *api) wait() {
 
 // serve checks the credentials and the origin, reads the body and has it handled, if
 // its route was found.
-func (a *api) serve(w http.ResponseWriter, r *http.Request, handle handler, notFound error) (reply, error) {
+func (a *api) serve(w http.ResponseWriter, r *http.Request, rt route, notFound error) (reply, error) {
 	stream := http.NewResponseController(w)
 	stream.SetReadDeadline(time.Now().Add(bodyTime))
 	if pathOf(r) != "/health" && !a.credentials.allow(r) {
@@ -176,7 +194,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request, handle handler, notF
 		return reply{}, badRequest{fmt.Errorf("read body: %w", err)}
 	}
 	stream.SetReadDeadline(time.Time{})
-	return handle(a.committer.Load(), r, body)
+	return a.decide(rt, r, body)
 }
 
 // write sends a reply. An error says that it did not get as far as the kernel.
@@ -223,7 +241,14 @@ func (a *api) page(_ *committer, r *http.Request, _ []byte) (reply, error) {
 }
 
 func (a *api) health(c *committer, _ *http.Request, _ []byte) (reply, error) {
-	status, health := http.StatusOK, map[string]any{"status": "ok", "version": a.build, "revision": c.state().revision}
+	status, health := http.StatusOK, map[string]any{"status": "ok", "version": a.build}
+	if c == nil {
+		return a.standby(health), nil
+	}
+	health["revision"] = c.state().revision
+	if a.node != nil {
+		health["leader"] = a.node.advertise
+	}
 	select {
 	case <-c.stopping():
 		status, health["status"] = http.StatusServiceUnavailable, "stopping"
@@ -236,12 +261,27 @@ func (a *api) health(c *committer, _ *http.Request, _ []byte) (reply, error) {
 	return reply{status: status, body: [][]byte{encode(health)}}, nil
 }
 
+// standby answers how a locker is that does not lead.
+func (a *api) standby(health map[string]any) reply {
+	leader, problem := a.node.health()
+	if problem != nil {
+		health["status"], health["error"] = "no leader", problem.Error()
+		return reply{status: http.StatusServiceUnavailable, body: [][]byte{encode(health)}}
+	}
+	health["status"], health["leader"] = "standby", leader
+	return reply{status: http.StatusOK, body: [][]byte{encode(health)}}
+}
+
 // scrape answers with the metrics.
 func (a *api) scrape(c *committer, r *http.Request, _ []byte) (reply, error) {
 	if _, err := parseQuery(r); err != nil {
 		return reply{}, badRequest{err}
 	}
-	text := exposed(a.build, c.state().state, a.metrics, a.certificate, a.wall())
+	var s *state
+	if c != nil {
+		s = c.state().state
+	}
+	text := exposed(a.build, s, a.metrics, a.certificate, a.wall())
 	return reply{status: http.StatusOK, contentType: metricsType, body: [][]byte{bytes.TrimSuffix(text, []byte("\n"))}}, nil
 }
 
@@ -361,6 +401,9 @@ func (a *api) force(c *committer, r *http.Request, body []byte) (reply, error) {
 	by, _, ok := r.BasicAuth()
 	if !ok || a.credentials == nil {
 		by = r.RemoteAddr
+		if from := r.Header.Get("Locker-Forwarded"); from != "" {
+			by = short(from, 50) + " by way of " + by
+		}
 	}
 	return ask(c, &request{lock: name, frees: true, ctx: context.WithoutCancel(r.Context()), apply: func(d *draft) outcome {
 		return d.force(name, force{f.LockedBy, ifMatch, by, f.By, f.Reason})

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -66,6 +67,8 @@ type certificate struct {
 	certPEM, keyPEM []byte    // as last read, good or bad; owned by watch
 	warned          time.Time // when its end was last warned of
 	current         atomic.Pointer[tls.Certificate]
+	next            atomic.Pointer[string] // the fingerprint of the one that is served next, or already
+	announce        func() error           // called before another one is served; nil: nobody needs to know
 }
 
 // loadCertificate reads the pair. Its errors name the options.
@@ -103,6 +106,14 @@ func (c *certificate) reload() (changed bool, err error) {
 	if err != nil {
 		return true, fmt.Errorf("%s %s and %s %s do not make a pair: %w: name a certificate and its own key", c.cert.name, c.cert.value, c.key.name, c.key.value, err)
 	}
+	print := fingerprint(pair.Leaf.Raw)
+	c.next.Store(&print)
+	if c.announce != nil {
+		if err := c.announce(); err != nil {
+			c.certPEM = nil // so that it is tried again
+			return true, fmt.Errorf("tell the other lockers of it: %w", err)
+		}
+	}
 	c.current.Store(&pair)
 	return true, nil
 }
@@ -126,6 +137,20 @@ func (c *certificate) watch(ctx context.Context) {
 		}
 		c.warn(time.Now())
 	}
+}
+
+// fingerprint returns the SHA-256 of the certificate that is served next, or
+// already; empty: it is plain HTTP.
+func (c *certificate) fingerprint() string {
+	if c == nil {
+		return ""
+	}
+	return *c.next.Load()
+}
+
+func fingerprint(der []byte) string {
+	sum := sha256.Sum256(der)
+	return hex.EncodeToString(sum[:])
 }
 
 // end returns when the current certificate expires.

@@ -51,13 +51,14 @@ type store interface {
 // committer owns the state: run is the one goroutine that changes it. Its
 // other methods are safe for concurrent use.
 type committer struct {
-	inbox   *inbox
-	store   store
-	confirm func() error // nil: nobody else can change what is saved
-	metrics *metrics
-	log     *slog.Logger
-	wall    func() time.Time
-	recent  *recent
+	inbox    *inbox
+	store    store
+	confirm  func() error // nil: nobody else can change what is saved
+	farewell error        // for those who wait when the committer ends
+	metrics  *metrics
+	log      *slog.Logger
+	wall     func() time.Time
+	recent   *recent
 
 	published atomic.Pointer[snapshot]
 	trouble   atomic.Pointer[trouble] // nil while commits succeed
@@ -76,7 +77,7 @@ type committer struct {
 // it is not known what the file holds; a save that was refused is tried again.
 func newCommitter(st store, s *state, m *metrics, log *slog.Logger, wall func() time.Time) (*committer, error) {
 	c := &committer{
-		inbox: newInbox(), store: st, metrics: m, log: log, wall: wall, recent: newRecent(wall()),
+		inbox: newInbox(), store: st, metrics: m, log: log, wall: wall, recent: newRecent(wall()), farewell: errStopping,
 		places: places{}, endings: newEndings(), unsaved: true,
 	}
 	var left []end
@@ -147,7 +148,7 @@ func (c *committer) giveBack(h hold) { c.inbox.giveBack(h) }
 
 // drain refuses new requests and answers those that wait; what is being
 // committed is committed. It does not wait for that.
-func (c *committer) drain() { c.inbox.refuse(errStopping) }
+func (c *committer) drain() { c.inbox.refuse(c.farewell) }
 
 // close drains, and lets run return once everything is committed that was asked
 // for, as far as commits succeed.
@@ -171,14 +172,14 @@ func (c *committer) run() error {
 		if err := c.commit(b); err != nil {
 			c.drain()
 			b, _ = c.draw()
-			c.reject(b, errStopping)
-			c.places.dismiss(errStopping)
+			c.reject(b, c.farewell)
+			c.places.dismiss(c.farewell)
 			return err
 		}
 		c.addLost(time.Since(b.now))
 		select {
 		case <-c.stopping():
-			c.places.dismiss(errStopping)
+			c.places.dismiss(c.farewell)
 		default:
 		}
 		if closed {

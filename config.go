@@ -25,6 +25,7 @@ const longestSuffix = len(".v1.tmp-4294967295") // of the files beside the state
 // config is what section "Configure" of docs/operate.md describes, checked.
 type config struct {
 	state       string
+	etcd        *etcdConfig // nil: the state is in a file
 	listen      string
 	localOnly   bool         // nobody asked for it, but there are no credentials
 	credentials *credentials // nil: everyone may
@@ -53,7 +54,13 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer, lo
 		return &config{done: true}, nil
 	}
 	cfg := &config{state: given["state"].value}
-	problems := []error{given["state"].checkStateFile()}
+	etcd, err := parseEtcd(given, getenv)
+	problems := []error{err}
+	if cfg.etcd = etcd; etcd == nil {
+		problems = append(problems, given["state"].checkStateFile())
+	} else {
+		problems = append(problems, given["state"].isNotThere(), etcd.announce(*given["advertise"], given["ssl-cert"].value != ""))
+	}
 	if flags.NArg() > 0 {
 		problems = append(problems, fmt.Errorf("argument %q: the locker takes flags, or health alone, see -help", flags.Arg(0)))
 	}
@@ -111,6 +118,14 @@ func (cfg *config) choose(address, port option) error {
 		cfg.listen, cfg.localOnly = "127.0.0.1:"+port.value, true
 	}
 	return errors.Join(problems...)
+}
+
+// isNotThere refuses a state file beside etcd: nobody would read it.
+func (o option) isNotThere() error {
+	if _, err := os.Stat(o.value); err != nil {
+		return nil
+	}
+	return fmt.Errorf("LOCKER_ETCD is set, and there is a state file at %s, %s: move its locks to etcd with `locker import %[2]s`, or move it away", o.name, o.value)
 }
 
 // checkStateFile reports why the state could not be kept there.

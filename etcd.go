@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptrace"
 	"slices"
@@ -39,18 +38,13 @@ type etcd struct {
 	token string
 }
 
-// newEtcd returns a client. HTTP/2 is off: a connection that died would be used
-// again.
-func newEtcd(cfg *etcdConfig) *etcd {
-	var http1 http.Protocols
-	http1.SetHTTP1(true)
-	dialer := &net.Dialer{Timeout: etcdDial}
-	transport := &http.Transport{Protocols: &http1, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute, DialContext: dialer.DialContext}
-	transport.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-		return cfg.tls.dial(ctx, dialer, network, address)
-	}
-	return &etcd{endpoints: cfg.endpoints, user: cfg.user, pass: cfg.pass, transport: transport}
-}
+// keys are the names of what is kept, under a prefix.
+type keys string
+
+func (k keys) leader() string          { return string(k) + "leader" }
+func (k keys) state() string           { return string(k) + "state" }
+func (k keys) locks() string           { return string(k) + "lock/" }
+func (k keys) lock(name string) string { return k.locks() + name }
 
 // gRPC's codes, as the gateway passes them on.
 const (
@@ -289,6 +283,7 @@ type putOp struct {
 type rangeOp struct {
 	Key      []byte `json:"key"`
 	RangeEnd []byte `json:"range_end,omitempty"`
+	Limit    int    `json:"limit,omitempty"`
 }
 
 func putKey(key string, value []byte) etcdOp {
@@ -302,6 +297,13 @@ func under(prefix string) *rangeOp {
 	end := []byte(prefix)
 	end[len(end)-1]++
 	return &rangeOp{Key: []byte(prefix), RangeEnd: end}
+}
+
+// oneUnder returns the range of one key that begins with a prefix, if there is one.
+func oneUnder(prefix string) *rangeOp {
+	r := under(prefix)
+	r.Limit = 1
+	return r
 }
 
 // size returns about how many bytes an operation adds to a transaction.
@@ -347,8 +349,8 @@ func (e *etcd) grant(ctx context.Context, ttl time.Duration) (l lease, err error
 
 // renew has a lease's time begin anew. The answer's TTL is 0 when etcd does not
 // know it any more.
-func (e *etcd) renew(ctx context.Context, id int64) (l lease, err error) {
-	ctx, cancel := context.WithTimeout(ctx, etcdAttempt)
+func (e *etcd) renew(ctx context.Context, id int64, within time.Duration) (l lease, err error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	var answer struct{ Result lease }
 	err = e.call(ctx, "/v3/lease/keepalive", encode(map[string]string{"ID": fmt.Sprint(id)}), &answer)

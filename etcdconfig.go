@@ -5,19 +5,18 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"flag"
 	"fmt"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 )
 
 // This file is the settings of several lockers that keep their state in etcd.
-
-const defaultPrefix = "/locker/"
 
 // etcdConfig is how this locker takes part.
 type etcdConfig struct {
@@ -28,70 +27,65 @@ type etcdConfig struct {
 	tls        etcdTLS
 }
 
-// etcdSettings are the flags and variables, as given.
-type etcdSettings struct {
-	endpoints, advertise, prefix, ca, cert, key *string
-	user, pass                                  string
+// client returns a client of this cluster. HTTP/2 is off: a connection that died would be used
+// again.
+func (cfg *etcdConfig) client() *etcd {
+	var http1 http.Protocols
+	http1.SetHTTP1(true)
+	dialer := &net.Dialer{Timeout: etcdDial}
+	transport := &http.Transport{Protocols: &http1, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute, DialContext: dialer.DialContext}
+	transport.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		return cfg.tls.dial(ctx, dialer, network, address)
+	}
+	return &etcd{endpoints: cfg.endpoints, user: cfg.user, pass: cfg.pass, transport: transport}
 }
 
-func newEtcdSettings(flags *flag.FlagSet, getenv func(string) string) *etcdSettings {
-	return &etcdSettings{
-		endpoints: setting(flags, getenv, "etcd", "LOCKER_ETCD", "", "comma-separated `URLs` of etcd, where several lockers keep one set of locks; without it they are in the state file"),
-		advertise: setting(flags, getenv, "advertise", "LOCKER_ADVERTISE", "", "`URL` at which the other lockers reach this one; needed with -etcd"),
-		prefix:    setting(flags, getenv, "etcd-prefix", "LOCKER_ETCD_PREFIX", defaultPrefix, "`prefix` of the keys in etcd"),
-		ca:        setting(flags, getenv, "etcd-ca", "LOCKER_ETCD_CA", "", "PEM `file` with the authorities of etcd's certificates; without one, the system's"),
-		cert:      setting(flags, getenv, "etcd-cert", "LOCKER_ETCD_CERT", "", "PEM `file` of the certificate that etcd is shown"),
-		key:       setting(flags, getenv, "etcd-key", "LOCKER_ETCD_KEY", "", "PEM `file` of that certificate's key"),
-		user:      getenv("LOCKER_ETCD_USER"), pass: getenv("LOCKER_ETCD_PASS"),
+// parseEtcd checks the settings; nil without an error: the state is in a file.
+func parseEtcd(given map[string]*option, getenv func(string) string) (*etcdConfig, error) {
+	user, pass := option{"LOCKER_ETCD_USER", getenv("LOCKER_ETCD_USER")}, option{"LOCKER_ETCD_PASS", getenv("LOCKER_ETCD_PASS")}
+	endpoints, prefix, ca, cert, key := *given["etcd"], *given["etcd-prefix"], *given["etcd-ca"], *given["etcd-cert"], *given["etcd-key"]
+	if endpoints.value == "" {
+		return nil, unused(*given["advertise"], ca, cert, key, user, pass)
 	}
-}
-
-// parse checks the settings; nil without an error: the state is in a file.
-func (s *etcdSettings) parse() (*etcdConfig, error) {
-	if *s.endpoints == "" {
-		return nil, s.unused()
-	}
-	cfg := &etcdConfig{keys: keys(*s.prefix), user: s.user, pass: s.pass, tls: etcdTLS{*s.ca, *s.cert, *s.key}}
+	cfg := &etcdConfig{keys: keys(prefix.value), user: user.value, pass: pass.value, tls: etcdTLS{ca, cert, key}}
 	var problems []error
-	for text := range strings.SplitSeq(*s.endpoints, ",") {
+	for text := range strings.SplitSeq(endpoints.value, ",") {
 		endpoint, err := parseBase(strings.TrimSpace(text))
 		if err != nil {
-			problems = append(problems, fmt.Errorf("LOCKER_ETCD: %w, such as http://10.0.0.1:2379", err))
+			problems = append(problems, fmt.Errorf("%s: %w, such as http://10.0.0.1:2379", endpoints.name, err))
 		}
 		cfg.endpoints = append(cfg.endpoints, endpoint)
 	}
-	if !strings.HasSuffix(*s.prefix, "/") || strings.ContainsFunc(*s.prefix, unicode.IsControl) {
-		problems = append(problems, fmt.Errorf("LOCKER_ETCD_PREFIX is %q: it must end in a slash", *s.prefix))
+	if !strings.HasSuffix(prefix.value, "/") || strings.ContainsFunc(prefix.value, unicode.IsControl) {
+		problems = append(problems, fmt.Errorf("%s is %q: it must end in a slash", prefix.name, prefix.value))
 	}
-	problems = append(problems, both("LOCKER_ETCD_USER", s.user, "LOCKER_ETCD_PASS", s.pass), both("LOCKER_ETCD_CERT", *s.cert, "LOCKER_ETCD_KEY", *s.key))
-	if _, err := cfg.tls.config(); err != nil {
-		problems = append(problems, err)
-	}
-	return cfg, errors.Join(problems...)
+	problems = append(problems, bothOrNeither(user, pass), bothOrNeither(cert, key))
+	_, err := cfg.tls.config()
+	return cfg, errors.Join(append(problems, err)...)
 }
 
 // unused refuses settings that would silently not count.
-func (s *etcdSettings) unused() error {
-	for _, v := range [][2]string{{"LOCKER_ADVERTISE", *s.advertise}, {"LOCKER_ETCD_CA", *s.ca}, {"LOCKER_ETCD_CERT", *s.cert}, {"LOCKER_ETCD_KEY", *s.key}, {"LOCKER_ETCD_USER", s.user}, {"LOCKER_ETCD_PASS", s.pass}} {
-		if v[1] != "" {
-			return fmt.Errorf("%s is set but LOCKER_ETCD is not: set it to etcd's URLs, or take %[1]s out", v[0])
+func unused(all ...option) error {
+	for _, o := range all {
+		if o.value != "" {
+			return fmt.Errorf("%s is set but LOCKER_ETCD is not: set it to etcd's URLs, or take %[1]s out", o.name)
 		}
 	}
 	return nil
 }
 
 // announce checks and sets the URL at which the others reach this locker.
-func (cfg *etcdConfig) announce(advertise string, secured bool) error {
+func (cfg *etcdConfig) announce(advertise option, secured bool) error {
 	const such = "such as http://10.0.0.1:8910"
-	if advertise == "" {
-		return fmt.Errorf("LOCKER_ADVERTISE is not set, and LOCKER_ETCD is: set it to the URL at which the other lockers reach this one, %s", such)
+	if advertise.value == "" {
+		return fmt.Errorf("%s is not set, and LOCKER_ETCD is: set it to the URL at which the other lockers reach this one, %s", advertise.name, such)
 	}
-	base, err := parseBase(advertise)
+	base, err := parseBase(advertise.value)
 	if err != nil {
-		return fmt.Errorf("LOCKER_ADVERTISE: %w, %s", err, such)
+		return fmt.Errorf("%s: %w, %s", advertise.name, err, such)
 	}
 	if cfg.advertise = base; strings.HasPrefix(base, "https:") != secured {
-		return fmt.Errorf("LOCKER_ADVERTISE is %q: it must begin with https:// exactly when SSL_CERT and SSL_KEY are set", advertise)
+		return fmt.Errorf("%s is %q: it must begin with https:// exactly when there is a certificate (SSL_CERT)", advertise.name, advertise.value)
 	}
 	return nil
 }
@@ -105,37 +99,26 @@ func parseBase(text string) (string, error) {
 	return u.Scheme + "://" + u.Host, nil
 }
 
-// both wants both of two settings, or neither.
-func both(one, oneValue, other, otherValue string) error {
-	switch {
-	case oneValue != "" && otherValue == "":
-		return fmt.Errorf("%s is set but %s is not: set both, or neither", one, other)
-	case oneValue == "" && otherValue != "":
-		return fmt.Errorf("%s is set but %s is not: set both, or neither", other, one)
-	}
-	return nil
-}
-
 // etcdTLS is the PEM files of connections to etcd; empty names are none.
-type etcdTLS struct{ ca, cert, key string }
+type etcdTLS struct{ ca, cert, key option }
 
 // config reads the files.
 func (t etcdTLS) config() (*tls.Config, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
-	if t.ca != "" {
-		pem, err := os.ReadFile(t.ca)
+	if t.ca.value != "" {
+		pem, err := os.ReadFile(t.ca.value)
 		if err != nil {
-			return nil, fmt.Errorf("LOCKER_ETCD_CA: %w: name a PEM file that the locker can read", err)
+			return nil, fmt.Errorf("%s: %w: name a PEM file that the locker can read", t.ca.name, err)
 		}
 		cfg.RootCAs = x509.NewCertPool()
 		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("LOCKER_ETCD_CA %s has no certificate: name a PEM file of the authorities that sign etcd's", t.ca)
+			return nil, fmt.Errorf("%s %s has no certificate: name a PEM file of the authorities that sign etcd's", t.ca.name, t.ca.value)
 		}
 	}
-	if t.cert != "" && t.key != "" {
-		pair, err := tls.LoadX509KeyPair(t.cert, t.key)
+	if t.cert.value != "" && t.key.value != "" {
+		pair, err := tls.LoadX509KeyPair(t.cert.value, t.key.value)
 		if err != nil {
-			return nil, fmt.Errorf("LOCKER_ETCD_CERT %s and LOCKER_ETCD_KEY %s do not make a pair: %w: name a certificate and its own key", t.cert, t.key, err)
+			return nil, fmt.Errorf("%s %s and %s %s do not make a pair: %w: name a certificate and its own key", t.cert.name, t.cert.value, t.key.name, t.key.value, err)
 		}
 		cfg.Certificates = []tls.Certificate{pair}
 	}

@@ -36,14 +36,6 @@ var (
 // errDeposed is what a leader learns from a transaction that was not applied.
 var errDeposed = fmt.Errorf("another locker leads now, or somebody else wrote to etcd: %w", errUnknown)
 
-// keys are the names of what is kept, under a prefix.
-type keys string
-
-func (k keys) leader() string          { return string(k) + "leader" }
-func (k keys) state() string           { return string(k) + "state" }
-func (k keys) locks() string           { return string(k) + "lock/" }
-func (k keys) lock(name string) string { return k.locks() + name }
-
 // etcdStore is the state in etcd as one leader has it. The writer owns it.
 type etcdStore struct {
 	etcd  *etcd
@@ -109,13 +101,14 @@ func (k keys) decode(found keyValue, locks []keyValue) (*state, error) {
 func (st *etcdStore) save(s *state) (int, error) {
 	parts := divide(changes(st.keys, st.saved, s))
 	for i, part := range parts {
-		err := st.write(append([]etcdOp{putKey(st.keys.state(), s.head())}, part...))
+		last, err := st.write(append([]etcdOp{putKey(st.keys.state(), s.head())}, part...))
 		if err != nil && i > 0 && !errors.Is(err, errUnknown) {
 			err = fmt.Errorf("part %d of %d: %w: %w", i+1, len(parts), errUnknown, err)
 		}
 		if err != nil {
 			return 0, fmt.Errorf("save state: %w", err)
 		}
+		st.last = last
 	}
 	st.saved = s
 	return 0, nil
@@ -123,12 +116,15 @@ func (st *etcdStore) save(s *state) (int, error) {
 
 // confirm returns nil when this locker led after the call, with the state that it
 // saved last.
-func (st *etcdStore) confirm() error { return st.write(nil) }
+func (st *etcdStore) confirm() error {
+	_, err := st.write(nil)
+	return err
+}
 
-// changes returns what makes the locks of one state those of the other. Both are
-// sorted by name.
+// changes returns what makes the locks of one state those of the other. Chunks
+// that both have are not looked at.
 func changes(k keys, from, to *state) (ops []etcdOp) {
-	old, now := from.locks, to.locks
+	old, now := without(from, to), without(to, from)
 	for len(old) > 0 || len(now) > 0 {
 		switch {
 		case len(old) > 0 && len(now) > 0 && old[0] == now[0]:
@@ -145,6 +141,20 @@ func changes(k keys, from, to *state) (ops []etcdOp) {
 		}
 	}
 	return ops
+}
+
+// without returns the locks of a state, by name, that are in no chunk of the other.
+func without(s, other *state) (locks []*lock) {
+	both := map[*chunk]bool{}
+	for _, c := range other.chunks {
+		both[c] = true
+	}
+	for _, c := range s.chunks {
+		if !both[c] {
+			locks = append(locks, c.locks...)
+		}
+	}
+	return locks
 }
 
 // divide returns operations in parts that fit into a transaction; at least one.
@@ -166,45 +176,41 @@ func divide(ops []etcdOp) [][]etcdOp {
 // more or the state not the one it wrote last. An attempt whose outcome is not
 // known is followed by the same bytes: whichever of them etcd applies first, the
 // others then fail. To read instead would not do, since a proposal that timed out
-// may still be applied after the read. An error that does not wrap errUnknown
-// says that nothing was changed.
-func (st *etcdStore) write(ops []etcdOp) error {
+// may still be applied after the read. It returns etcd's revision then. An error
+// that does not wrap errUnknown says that nothing was changed.
+func (st *etcdStore) write(ops []etcdOp) (int64, error) {
 	body := transaction([]compare{created(st.keys.leader(), st.term), modified(st.keys.state(), st.last)}, ops, []etcdOp{readKey(st.keys.leader()), readKey(st.keys.state())})
 	doubt := false
 	for deadline := time.Now().Add(saveTime); ; time.Sleep(savePause) {
 		answer, err := st.etcd.txn(context.Background(), body, etcdAttempt)
 		switch {
 		case err == nil && answer.Succeeded:
-			if len(ops) > 0 {
-				st.last = answer.Header.Revision
-			}
-			return nil
+			return answer.Header.Revision, nil
 		case err == nil:
 			return st.refute(answer, doubt && len(ops) > 0)
 		case isRefusal(err) && doubt:
-			return fmt.Errorf("%w: %w, after an attempt that was not answered", errUnknown, err)
+			return 0, fmt.Errorf("%w: %w, after an attempt that was not answered", errUnknown, err)
 		case isRefusal(err):
-			return err
+			return 0, err
 		}
 		if _, unsent := errors.AsType[notSent](err); !unsent {
 			doubt = true
 		}
 		if time.Now().After(deadline) && doubt {
-			return fmt.Errorf("%w: %w", errUnknown, err)
+			return 0, fmt.Errorf("%w: %w", errUnknown, err)
 		}
 		if time.Now().After(deadline) {
-			return err
+			return 0, err
 		}
 	}
 }
 
 // refute decides what a transaction that was not applied means: an earlier
 // attempt with the same bytes was, or this locker does not lead.
-func (st *etcdStore) refute(answer *txnAnswer, doubt bool) error {
+func (st *etcdStore) refute(answer *txnAnswer, doubt bool) (int64, error) {
 	leader, state := answer.kv(0), answer.kv(1)
 	if doubt && leader.CreateRevision == st.term && state.ModRevision > st.last {
-		st.last = state.ModRevision
-		return nil
+		return state.ModRevision, nil
 	}
-	return errDeposed
+	return 0, errDeposed
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -18,16 +19,17 @@ const prefix = keys("/locker/")
 // stateOf makes a state of that revision with locks of those names, each changed
 // at the revision.
 func stateOf(revision uint64, names ...string) *state {
-	s := &state{revision: revision}
+	var locks []*lock
 	for _, name := range names {
 		l := newLock(name)
 		l.Key, l.Revision = "k", revision
 		l.Holders = []holder{{LockedBy: "a", Since: noon, Token: revision, Slot: 1}}
-		s.locks = append(s.locks, l)
-		s.claims++
+		locks = append(locks, l)
 	}
-	return s
+	return newState(revision, locks)
 }
+
+func document(s *state) string { return string(bytes.Join(s.pieces(), nil)) }
 
 // leadBy makes a leader's store on a gateway that has a state without locks.
 func leadBy(t testing.TB, g *gateway) *etcdStore {
@@ -141,8 +143,8 @@ func TestHeldBackTransaction(t *testing.T) {
 	}
 	g.letGo()
 	next := loadBy(t, g.client(), st.term)
-	if next.saved.revision != 3 || len(next.saved.locks) != 0 {
-		t.Errorf("revision %d with %d locks is loaded, want 3 with none", next.saved.revision, len(next.saved.locks))
+	if next.saved.revision != 3 || next.saved.size() != 0 {
+		t.Errorf("revision %d with %d locks is loaded, want 3 with none", next.saved.revision, next.saved.size())
 	}
 }
 
@@ -182,8 +184,8 @@ func TestSaveInParts(t *testing.T) {
 			}
 			after := loadBy(t, g.client(), st.term)
 			want := map[bool]int{false: 250, true: 100}[err != nil]
-			if after.saved.revision != 250 || len(after.saved.locks) != want {
-				t.Errorf("revision %d with %d locks, want 250 with %d", after.saved.revision, len(after.saved.locks), want)
+			if after.saved.revision != 250 || after.saved.size() != want {
+				t.Errorf("revision %d with %d locks, want 250 with %d", after.saved.revision, after.saved.size(), want)
 			}
 		})
 	}
@@ -262,9 +264,9 @@ func TestLoadRefuses(t *testing.T) {
 // onEtcd is leadBy on a real etcd, with a lease.
 func onEtcd(t testing.TB) *etcdStore {
 	t.Helper()
-	e := newEtcd(&etcdConfig{endpoints: lockertest.StartEtcd(t, 1).URLs})
-	l, err := e.grant(t.Context(), 5*time.Second)
-	if err != nil || l.ID == 0 || l.TTL != 5 {
+	e := (&etcdConfig{endpoints: lockertest.StartEtcd(t, 1).URLs}).client()
+	l, err := e.grant(t.Context(), time.Minute)
+	if err != nil || l.ID == 0 || l.TTL != 60 {
 		t.Fatalf("%+v, %v", l, err)
 	}
 	leader := putKey(prefix.leader(), []byte(`{}`))
@@ -288,11 +290,11 @@ func TestEtcd(t *testing.T) {
 			t.Fatal(err)
 		}
 		after := loadBy(t, st.etcd, st.term)
-		if got, want := string(after.saved.appendTo(nil)), string(s.appendTo(nil)); got != want || after.last != st.last {
+		if got, want := document(after.saved), document(s); got != want || after.last != st.last {
 			t.Errorf("loaded %s at %d, want %s at %d", got, after.last, want, st.last)
 		}
 	}
-	if l, err := st.etcd.renew(t.Context(), 12345); err != nil || l.TTL != 0 {
+	if l, err := st.etcd.renew(t.Context(), 12345, etcdAttempt); err != nil || l.TTL != 0 {
 		t.Errorf("an unknown lease: %+v, %v", l, err)
 	}
 	if err := st.etcd.revoke(t.Context(), 12345); err != nil {
@@ -341,9 +343,9 @@ func TestLargeStateInEtcd(t *testing.T) {
 			t.Fatal(err)
 		}
 		saved := time.Now()
-		if after := loadBy(t, st.etcd, st.term); len(after.saved.locks) != len(s.locks) {
-			t.Errorf("%d locks are loaded, want %d", len(after.saved.locks), len(s.locks))
+		if after := loadBy(t, st.etcd, st.term); after.saved.size() != s.size() {
+			t.Errorf("%d locks are loaded, want %d", after.saved.size(), s.size())
 		}
-		t.Logf("%d locks: %v to save, %v to load", len(s.locks), saved.Sub(start), time.Since(saved))
+		t.Logf("%d locks: %v to save, %v to load", s.size(), saved.Sub(start), time.Since(saved))
 	}
 }

@@ -41,7 +41,7 @@ func newGateway(t testing.TB) *gateway {
 }
 
 // client returns a client of the gateway.
-func (g *gateway) client() *etcd { return newEtcd(&etcdConfig{endpoints: []string{g.url}}) }
+func (g *gateway) client() *etcd { return (&etcdConfig{endpoints: []string{g.url}}).client() }
 
 func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)

@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -70,10 +71,19 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if len(args) == 1 && args[0] == "health" {
 		return checkHealth(ctx, getenv, stdout)
 	}
+	if len(args) > 0 && args[0] == "import" {
+		return runImport(ctx, args, getenv, stdout)
+	}
+	if len(args) > 0 && args[0] == "export" {
+		return runExport(ctx, args, getenv, stdout)
+	}
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	cfg, err := parseConfig(args, getenv, stdout, log)
 	if err != nil || cfg.done {
 		return err
+	}
+	if cfg.etcd != nil {
+		return runSeveral(ctx, cfg, log)
 	}
 	st, err := openStore(cfg.state, realSteps())
 	if err != nil {
@@ -111,6 +121,25 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	a := newAPI(cfg, counts, log, time.Now)
 	a.begin(c)
 	err = newEndpoint(listener, cfg, a, log).serve(ctx, c)
+	log.Info("stop")
+	return err
+}
+
+// runSeveral is run where the state is in etcd: etcd that is out of reach is
+// waited for.
+func runSeveral(ctx context.Context, cfg *config, log *slog.Logger) error {
+	listener, err := listen(ctx, cfg.listen)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	counts := newMetrics()
+	n := newNode(cfg.etcd, cfg.certificate, counts, log, time.Now)
+	log.Info("start", "version", buildVersion(), "address", listener.Addr().String(), "tls", cfg.certificate != nil,
+		"auth", cfg.credentials != nil, "etcd", strings.Join(cfg.etcd.endpoints, ","), "prefix", string(cfg.etcd.keys), "advertise", cfg.etcd.advertise, "page", pageURL(listener.Addr(), cfg.certificate != nil))
+	a := newAPI(cfg, counts, log, time.Now)
+	a.node = n
+	err = newEndpoint(listener, cfg, a, log).serve(ctx, n)
 	log.Info("stop")
 	return err
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -28,6 +29,10 @@ type metrics struct {
 	stateBytes atomic.Int64 // of the file as committed last
 	commitTime *histogram
 	grantWait  *histogram
+
+	several   bool             // there are other lockers
+	takeovers atomic.Uint64    // of the locks, by this locker
+	forwards  [3]atomic.Uint64 // by forwardResults
 }
 
 // requestKind is the labels of one counter of requests. Both come from closed
@@ -86,6 +91,21 @@ func (m *metrics) grants(events []event) {
 	}
 }
 
+// forwardResults are what becomes of requests that are passed on to the leader.
+var forwardResults = [...]string{"answered", "not_done", "unknown"}
+
+// forward counts a request that was to be passed on.
+func (m *metrics) forward(err error) {
+	switch {
+	case err == nil:
+		m.forwards[0].Add(1)
+	case errors.Is(err, errNotDone):
+		m.forwards[1].Add(1)
+	default:
+		m.forwards[2].Add(1)
+	}
+}
+
 // histogram counts durations by upper bounds in seconds.
 type histogram struct {
 	bounds []float64
@@ -107,12 +127,18 @@ func (h *histogram) observe(d time.Duration) {
 	h.sum.Add(int64(d))
 }
 
-// exposed returns all metrics at that time of the wall clock.
+// exposed returns all metrics at that time of the wall clock. Without a state
+// another locker leads.
 func exposed(build string, s *state, m *metrics, cert *certificate, now time.Time) []byte {
 	var e exposition
 	e.family("locker_build_info", "gauge", "The version that runs; always 1.")
 	e.sample("locker_build_info", 1, "version", build)
-	e.state(s, now)
+	if s != nil {
+		e.state(s, now)
+	}
+	if m.several {
+		e.several(s != nil, m)
+	}
 	e.counters(m)
 	if cert != nil {
 		e.gauge("locker_certificate_expiry_timestamp_seconds", "When the certificate expires, in seconds since 1970.", float64(cert.end().Unix()))
@@ -195,6 +221,21 @@ func (e *exposition) counters(m *metrics) {
 	e.histogram("locker_commit_duration_seconds", "How long commits took, failed ones too.", m.commitTime)
 	e.histogram("locker_grant_wait_seconds", "How long claims had waited when they were granted.", m.grantWait)
 	e.gauge("locker_state_bytes", "Size of the state file.", float64(m.stateBytes.Load()))
+}
+
+// several writes what there is only with several lockers.
+func (e *exposition) several(leads bool, m *metrics) {
+	value := 0.0
+	if leads {
+		value = 1
+	}
+	e.gauge("locker_leader", "Whether this locker leads: the sum over all lockers is 1.", value)
+	e.family("locker_takeovers_total", "counter", "How often this locker began to lead.")
+	e.sample("locker_takeovers_total", float64(m.takeovers.Load()))
+	e.family("locker_forwarded_total", "counter", "Requests passed on to the leader. not_done: it was not found; unknown: it was lost before it answered.")
+	for i, result := range forwardResults {
+		e.sample("locker_forwarded_total", float64(m.forwards[i].Load()), "result", result)
+	}
 }
 
 func (e *exposition) histogram(name, help string, h *histogram) {

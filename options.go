@@ -11,6 +11,7 @@ import (
 const (
 	defaultState = "locker.json"
 	defaultPort  = "8910"
+	defaultKeys  = "/locker/"
 )
 
 // option is a setting: its value, and what it was given by, a flag or a variable,
@@ -24,20 +25,23 @@ var options = []struct{ flag, variable, fallback string }{
 	{"port", "PORT", defaultPort},
 	{"ssl-cert", "SSL_CERT", ""},
 	{"ssl-key", "SSL_KEY", ""},
+	{"etcd", "LOCKER_ETCD", ""},
+	{"advertise", "LOCKER_ADVERTISE", ""},
+	{"etcd-prefix", "LOCKER_ETCD_PREFIX", defaultKeys},
+	{"etcd-ca", "LOCKER_ETCD_CA", ""},
+	{"etcd-cert", "LOCKER_ETCD_CERT", ""},
+	{"etcd-key", "LOCKER_ETCD_KEY", ""},
 }
 
 const help = `Locker gives out named locks over HTTP and never loses one.
 
   locker [flags]    serve; the status page is at http://localhost:8910/
   locker health     ask the locker of these settings how it is
+  locker import FILE | -empty, locker export     locks to etcd, and back
 
-An example:
-
-  locker &
+  locker &                                                       # an example
   curl -X PUT -d '{"key": "me"}' localhost:8910/lock/staging
   curl -X DELETE -d '{"key": "me"}' localhost:8910/lock/staging
-
-Flags, each with its variable:
 
   -state FILE        LOCKER_CONFIG  state file (locker.json)
   -listen HOST:PORT  LISTEN         address; beats the port
@@ -46,6 +50,13 @@ Flags, each with its variable:
   -ssl-cert FILE     SSL_CERT       PEM certificate; without it, plain HTTP
   -ssl-key FILE      SSL_KEY        its key
                      AUTH_USER, AUTH_PASS  what every request must carry
+  -etcd URL,URL      LOCKER_ETCD    several lockers, with their locks in etcd
+  -advertise URL     LOCKER_ADVERTISE    where the others reach this one
+  -etcd-prefix KEY   LOCKER_ETCD_PREFIX  what etcd's keys begin with (/locker/)
+  -etcd-ca FILE      LOCKER_ETCD_CA      PEM authorities of etcd's certificates
+  -etcd-cert FILE    LOCKER_ETCD_CERT    PEM certificate that etcd is shown
+  -etcd-key FILE     LOCKER_ETCD_KEY     its key
+                     LOCKER_ETCD_USER, LOCKER_ETCD_PASS  etcd's user
   -version, -help                   print and stop
 
 Exit status: 0 ended by a signal, or healthy; 1 failed, or not healthy; 2 wrong

@@ -14,9 +14,10 @@ import (
 // became of each comes back through its channel.
 
 var (
-	errStopping = errors.New("the locker is shutting down: try again")
-	errNotBegun = errors.New("the locker has not saved its start yet: try again")
-	errGone     = errors.New("the connection was closed before the lock was granted, so it was not: keep it open until the answer, or send an id")
+	errStopping   = errors.New("the locker is shutting down: try again")
+	errNotLeading = errors.New("this locker does not lead any more: try again")
+	errNotBegun   = errors.New("the locker has not saved its start yet: try again")
+	errGone       = errors.New("the connection was closed before the lock was granted, so it was not: keep it open until the answer, or send an id")
 )
 
 // request is one change that somebody asks for.

@@ -27,6 +27,8 @@ const (
 	noSuchHolder verdict = "no_holder"
 	forced       verdict = "forced"
 	changedHands verdict = "changed" // a forced release named another revision
+
+	passedOn verdict = "forwarded" // the leader answers it
 )
 
 // outcome is a verdict and what belongs to it.
