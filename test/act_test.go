@@ -45,6 +45,15 @@ func TestPageRelease(t *testing.T) {
 	w.click(".row .release")
 	w.await("document.getElementById('by').value === 'ann' && document.getElementById('reason').value === ''") // the browser remembers who
 	w.keys(keyEscape)
+	for i := range 40 {
+		w.do("PUT", fmt.Sprintf("/lock/more-%02d", i), jane)
+	}
+	w.await("document.querySelectorAll('.row').length === 41")
+	w.click(".row:nth-last-child(2) .release") // far down
+	w.run("window.top0 = scrollY", nil)
+	w.keys("it hangs" + keyEnter)
+	w.has("Force-released jane from more-38.")
+	w.await("document.querySelectorAll('.row').length === 40 && document.activeElement.closest('[data-lock]').dataset.lock === 'more-39' && scrollY > top0 - 60 && " + inSight("#messages p"))
 	w.await("!document.getElementById('messages').textContent") // it goes away by itself
 }
 
@@ -220,6 +229,7 @@ func TestPageHoldWaits(t *testing.T) {
 	w.await("window.stayed !== true && document.getElementById('status').textContent === 'live'")
 	w.run("window.stayed = true", nil)
 	w.has("You wait for a as ann, 1 of 1 in line.")
+	w.await("sessionStorage.getItem('locker claims /')")
 	w.do("DELETE", "/lock/a", `{"key": "k", "locked_by": "jane", "id": "7"}`)
 	w.has("You hold a now, for 1 h.")
 	w.hasNot("You wait for a")
@@ -238,6 +248,24 @@ func TestPageHoldWaits(t *testing.T) {
 	w.has("You no longer wait for b.")
 	w.await("document.activeElement !== document.body")
 	if got := w.lock("b"); got.Waiting != 0 || got.Holders[0].LockedBy != "jane" {
+		t.Errorf("got %+v", got)
+	}
+}
+
+// A tab that is restored long after it was closed takes nothing.
+func TestPageHoldIsOver(t *testing.T) {
+	w := visitPage(t, nil, "423")
+	w.do("PUT", "/lock/a", jane)
+	w.has("jane")
+	w.hold("a", "ann", "incident 4711")
+	w.has("You wait for a as ann")
+	w.run("addEventListener('pagehide', () => sessionStorage.setItem('locker left', Date.now() - 16_000)); location.reload()", nil)
+	w.await("window.stayed !== true && document.getElementById('status').textContent === 'live'")
+	w.run("window.stayed = true", nil)
+	w.has("1. ann key by hand: ann")
+	w.hasNot("You wait for a")
+	w.await("!document.querySelector('.card')") // the place ends, as it does when a page is closed
+	if got := w.lock("a"); got.Waiting != 0 || got.Holders[0].LockedBy != "jane" {
 		t.Errorf("got %+v", got)
 	}
 }

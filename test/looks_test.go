@@ -49,7 +49,7 @@ func TestPageFilter(t *testing.T) {
 	w.await("window.stayed !== true && document.getElementById('filter').value === 'w8' && " + shown + " === 'lock-0'")
 	w.run("window.stayed = true", nil)
 	w.run("const f = document.getElementById('filter'); f.value = ''; f.oninput()", nil)
-	w.await("location.search === ''")
+	w.await("location.search === '' && !document.getElementById('freePart').open")
 	for _, chip := range [][2]string{{"blocked", "lock-0"}, {"free", "seventh"}} {
 		w.click("[data-show=" + chip[0] + "]")
 		w.await(shown + " === '" + chip[1] + "' && location.search === '?show=" + chip[0] + "'")
