@@ -22,6 +22,7 @@ type fileStore struct {
 	guard    *os.File // FILE.lock, locked as long as the process lives
 	imported bool     // it was the original locker's
 	steps    steps
+	out      *bufio.Writer // used again for each save
 }
 
 // steps are what a durable write is made of, so that a test can fail each.
@@ -67,7 +68,7 @@ func openStore(path string, steps steps) (*fileStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &fileStore{path: path, guard: guard, steps: steps}, nil
+	return &fileStore{path: path, guard: guard, steps: steps, out: bufio.NewWriterSize(nil, writeSize)}, nil
 }
 
 // close lets another process have the state file.
@@ -291,11 +292,11 @@ func (st *fileStore) writeTemp(name string, data [][]byte) (temp string, err err
 	if err != nil {
 		return "", err
 	}
-	w := bufio.NewWriterSize(writer(func(p []byte) (int, error) { return st.steps.write(f, p) }), writeSize)
+	st.out.Reset(writer(func(p []byte) (int, error) { return st.steps.write(f, p) }))
 	for _, piece := range data {
-		w.Write(piece)
+		st.out.Write(piece)
 	}
-	if err = w.Flush(); err == nil {
+	if err = st.out.Flush(); err == nil {
 		err = st.steps.sync(f)
 	}
 	if closeErr := st.steps.close(f); err == nil {
