@@ -270,33 +270,26 @@ func (l *lock) whyNot(who identity) string {
 // heldBy says who holds the lock, since when, and their link. It is put
 // together once, for all who are told; see shown.
 func (l *lock) heldBy() string {
-	l.shown()
-	return l.held
+	return l.held.get(func() string { return resource.HeldBy(l.name, l.show(mostWaiters), time.Time{}) })
 }
 
 // shown returns the lock as answers about it alone show it: with the first
 // waiters. It is encoded once, for all who ask; safe for concurrent use when the
 // lock is published.
 func (l *lock) shown() []byte {
-	l.once.Do(func() {
-		shown := l.show(mostWaiters)
-		l.held = resource.HeldBy(l.name, shown, time.Time{})
-		l.json = encode(shown)
-	})
-	return l.json
+	return l.json.get(func() []byte { return encode(l.show(mostWaiters)) })
 }
 
 // listed returns the lock with its name before it and all its waiters, as the
 // list shows it; see shown.
 func (l *lock) listed() []byte {
-	l.listOnce.Do(func() {
+	return l.list.get(func() []byte {
 		object := l.shown()
 		if len(l.Waiters) > mostWaiters {
 			object = encode(l.show(len(l.Waiters)))
 		}
-		l.list = slices.Concat(encode(l.name), []byte(":"), object)
+		return slices.Concat(encode(l.name), []byte(":"), object)
 	})
-	return l.list
 }
 
 func (l *lock) show(waiters int) resource.Lock {
@@ -335,14 +328,13 @@ func (s *state) shown() [][]byte {
 // together once, for all who ask; safe for concurrent use when the chunk is
 // published.
 func (c *chunk) listed() []byte {
-	c.once.Do(func() {
+	return c.list.get(func() []byte {
 		locks := make([][]byte, len(c.locks))
 		for i, l := range c.locks {
 			locks[i] = l.listed()
 		}
-		c.list = bytes.Join(locks, []byte(","))
+		return bytes.Join(locks, []byte(","))
 	})
-	return c.list
 }
 
 func inSeconds(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }

@@ -197,13 +197,15 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request, rt route, notFound e
 	return a.decide(rt, r, body)
 }
 
+// Values of headers that every answer has.
+var noStore, noSniff = []string{"no-store"}, []string{"nosniff"}
+
 // write sends a reply. An error says that it did not get as far as the kernel.
 func write(w http.ResponseWriter, r *http.Request, rep reply) error {
 	stream := http.NewResponseController(w)
 	stream.SetWriteDeadline(time.Now().Add(sendTime))
 	header := w.Header()
-	header.Set("Cache-Control", "no-store")
-	header.Set("X-Content-Type-Options", "nosniff")
+	header["Cache-Control"], header["X-Content-Type-Options"] = noStore, noSniff
 	for name, value := range rep.header {
 		header.Set(name, value)
 	}

@@ -87,6 +87,17 @@ func (l *lock) encodeTo(line *bytes.Buffer, enc *json.Encoder) {
 	line.WriteString(": ")
 	mustEncode(enc, l)
 	line.Truncate(line.Len() - 1)
+	if len(l.Left) == 0 {
+		return
+	}
+	line.Truncate(line.Len() - 1) // the brace
+	separator := `,"left":[`
+	for _, e := range l.Left {
+		line.WriteString(separator)
+		line.Write(e.appendTo(line.AvailableBuffer()))
+		separator = ","
+	}
+	line.WriteString("]}")
 }
 
 // encode returns v as JSON.
@@ -309,7 +320,7 @@ func (l *lock) check(revision uint64) error {
 		present[c] = true
 	}
 	for _, e := range l.Left {
-		if err := checkTime(e.At); err != nil {
+		if err := e.check(); err != nil {
 			return fmt.Errorf("left: %w", err)
 		}
 	}
@@ -319,6 +330,14 @@ func (l *lock) check(revision uint64) error {
 		}
 	}
 	return nil
+}
+
+// check refuses what cannot be written again.
+func (e end) check() error {
+	if e.How != "" && !slices.Contains(hows, e.How) {
+		return fmt.Errorf("%q is not how a claim ends", e.How)
+	}
+	return checkTime(e.At)
 }
 
 // checkTime refuses what cannot be written again as JSON.

@@ -117,10 +117,11 @@ func (d *draft) take(name string, c claim, wait bool) outcome {
 // late says why a take with a ticket is refused without a look at the lock; empty
 // is not.
 func (d *draft) late(name string, c claim) verdict {
+	if c.Ticket.IsZero() {
+		return ""
+	}
 	e := d.notOlder(newEndID(name, c.Key, c.LockedBy, c.ID), c.Ticket)
 	switch {
-	case c.Ticket.IsZero():
-		return ""
 	case e != nil && !e.How.unheard():
 		return tooLate
 	case e != nil, d.notGiven(c.Ticket):
@@ -246,7 +247,10 @@ func (d *draft) giveUp(name string, r release) outcome {
 	holding, waiting, named := l.holding(who), l.waiting(who), l.named(who.LockedBy)
 	older := func(t ticket) bool { return r.ticket.IsZero() || t.compare(r.ticket) <= 0 }
 	o := outcome{name: who.LockedBy}
-	past := d.pastOf(newEndID(name, r.Key, r.LockedBy, r.ID))
+	past := (*memo)(nil)
+	if r.ID != "" {
+		past = d.pastOf(newEndID(name, r.Key, r.LockedBy, r.ID))
+	}
 	switch {
 	case holding >= 0 && !older(l.Holders[holding].Ticket), waiting >= 0 && !older(l.Waiters[waiting].Ticket):
 		o.verdict = laterRun
@@ -256,7 +260,7 @@ func (d *draft) giveUp(name string, r release) outcome {
 	case waiting >= 0:
 		o.verdict = withdrew
 		d.leave(name, waiting, endWithdrawn, "it was released while it waited")
-	case past != nil && r.ID != "":
+	case past != nil:
 		o.verdict, o.how, o.at = alreadyEnded, past.How, past.At
 	case r.own:
 		o.verdict = neverTaken
@@ -379,8 +383,10 @@ func (d *draft) remember(l *lock, who identity, how how, t ticket) bool {
 
 // forgetEnd has a new claim without a ticket begin as if it had never been there.
 func (d *draft) forgetEnd(l *lock, who identity) {
-	id := newEndID(l.name, who.Key, who.LockedBy, who.ID)
-	if who.ID != "" && d.forget(id) {
+	if who.ID == "" {
+		return
+	}
+	if id := newEndID(l.name, who.Key, who.LockedBy, who.ID); d.forget(id) {
 		l.Left = slices.DeleteFunc(l.Left, func(e end) bool { return e.Claim == id })
 	}
 }

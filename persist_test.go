@@ -191,6 +191,7 @@ func TestRefusedStateFiles(t *testing.T) {
 		{"an expiry in the year 0", head + `"a": {"key": "k", "revision": 1, "holders": [{"locked_by": "h", "since": "2026-11-23T10:00:00Z", "expires": "0000-12-31T23:30:00Z", "token": 1}]}}}`, `holder "h": a time in the year 0`},
 		{"a wait since the year 10000", head + `"a": {"key": "", "revision": 1, "waiters": [{"key": "k", "locked_by": "w", "since": "9999-12-31T23:30:00-01:00", "revision": 2}]}}}`, `waiter "w": a time in the year 10000`},
 		{"an end in the year 10000", head + `"a": {"key": "", "revision": 1, "left": [{"claim": "E3yYlfb3U787n4QJ7MU01C1xFkK3JrBE", "at": "9999-12-31T23:30:00-01:00"}]}}}`, `left: a time in the year 10000`},
+		{"an end of no known kind", head + `"a": {"key": "", "revision": 1, "left": [{"claim": "E3yYlfb3U787n4QJ7MU01C1xFkK3JrBE", "how": "lost", "at": "2026-11-23T10:00:00Z"}]}}}`, `left: "lost" is not how a claim ends`},
 		{"an end that is no hash", head + `"a": {"key": "", "revision": 1, "left": [{"claim": "x", "at": "2026-11-23T10:00:00Z"}]}}}`, `"x" is not the hash of a claim`},
 		{"a ticket that is none", head + `"a": {"key": "k", "revision": 1, "holders": [{"locked_by": "h", "since": "2026-11-23T10:00:00Z", "token": 1, "ticket": "x"}]}}}`, `ticket is "x"`},
 		{"one slot twice", head + `"a": {"key": "k", "revision": 2, "holders": [{"locked_by": "x", "since": "2026-11-23T10:00:00Z", "token": 1, "slot": 1}, {"locked_by": "y", "since": "2026-11-23T10:00:00Z", "token": 2, "slot": 1}]}}}`, `holder "y": its slot 1 is another's too`},

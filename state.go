@@ -33,8 +33,7 @@ type chunk struct {
 	known *summary // nil: not looked at yet; the writer's alone
 	saved []byte   // their lines in the state file, once written there; the writer's alone
 
-	once sync.Once
-	list []byte // as the API's list shows them, see listed
+	list shared[[]byte] // as the API's list shows them, see listed
 }
 
 // summary is what the writer looks for in all locks.
@@ -51,19 +50,28 @@ type lock struct {
 	Revision uint64   `json:"revision"` // of the last change of its holders
 	Holders  []holder `json:"holders,omitempty"`
 	Waiters  []waiter `json:"waiters,omitempty"` // first in line first
-	Left     []end    `json:"left,omitempty"`    // claims that ended last, oldest first
+	Left     []end    `json:"-"`                 // claims that ended last, oldest first
 
 	*encodings
 }
 
 // encodings of a lock that no longer changes.
 type encodings struct {
-	saved    []byte // its line in the state file, a part of its chunk's; the writer's alone
-	once     sync.Once
-	json     []byte // as the API shows it, once it was asked for; see shown
-	held     string // who holds it, in words
-	listOnce sync.Once
-	list     []byte // as the API's list shows it; see listed
+	saved []byte         // its line in the state file, a part of its chunk's; the writer's alone
+	json  shared[[]byte] // as the API shows it, see shown
+	list  shared[[]byte] // as the API's list shows it, see listed
+	held  shared[string] // who holds it, in words
+}
+
+// shared is made once, for all who ask. It is safe for concurrent use.
+type shared[T any] struct {
+	once  sync.Once
+	value T
+}
+
+func (s *shared[T]) get(make func() T) T {
+	s.once.Do(func() { s.value = make() })
+	return s.value
 }
 
 // identity is what makes two claims the same one. Without an ID a claim is

@@ -33,10 +33,15 @@ func (t ticket) newest(u ticket) ticket {
 // beyond returns the first ticket after t.
 func (t ticket) beyond() ticket { return ticket{t.Revision, t.Count + 1} }
 
-func (t ticket) String() string { return fmt.Sprintf("%d.%d", t.Revision, t.Count) }
+func (t ticket) String() string { return string(t.appendTo(nil)) }
+
+func (t ticket) appendTo(text []byte) []byte {
+	text = append(strconv.AppendUint(text, t.Revision, 10), '.')
+	return strconv.AppendUint(text, t.Count, 10)
+}
 
 // MarshalText writes t as String does.
-func (t ticket) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+func (t ticket) MarshalText() ([]byte, error) { return t.appendTo(nil), nil }
 
 // UnmarshalText reads what MarshalText writes, and nothing else.
 func (t *ticket) UnmarshalText(text []byte) error {

@@ -11,9 +11,10 @@ import (
 // A reader that does not read holds nobody up, and learns of what it missed.
 func TestLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		const most = bytesKept / len("line\n")
 		r, w := io.Pipe()
 		l := NewLines(w)
-		for range linesKept + 100 {
+		for range most + 100 {
 			io.WriteString(l, "line\n")
 		}
 		read := make(chan string, 1)
@@ -25,7 +26,7 @@ func TestLines(t *testing.T) {
 		l.Close()
 		w.Close()
 		text := <-read
-		if lines := strings.Count(text, "line\n"); lines < linesKept || !strings.Contains(text, "lines lost") {
+		if lines := strings.Count(text, "line\n"); lines < most || !strings.Contains(text, "lines lost") {
 			t.Errorf("%d lines read, the rest counted: %t", lines, strings.Contains(text, "lines lost"))
 		}
 	})
@@ -54,6 +55,24 @@ func TestLinesAreBoundedInBytes(t *testing.T) {
 		if text := <-read; len(text) > 9<<20 || len(text) < 7<<20 || !strings.Contains(text, "lines=13") || !strings.HasSuffix(text, "the last\n") {
 			t.Errorf("%d bytes read, ending in %q", len(text), text[len(text)-120:])
 		}
+	})
+}
+
+// There is room again when all that was kept has been read.
+func TestLinesHaveRoomAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := io.Pipe()
+		l := NewLines(w)
+		half := strings.Repeat("x", bytesKept/2+1)
+		for _, line := range []string{half, half[1:], "the last\n"} {
+			io.WriteString(l, line)
+			synctest.Wait()
+			if n, err := io.ReadFull(r, make([]byte, len(line))); err != nil {
+				t.Fatalf("%d bytes of %d: %v", n, len(line), err)
+			}
+			synctest.Wait()
+		}
+		l.Close()
 	})
 }
 

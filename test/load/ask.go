@@ -3,7 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"errors"
+	"cmp"
 	"fmt"
 	"io"
 	"net"
@@ -15,10 +15,10 @@ import (
 // client is one of those who take and release locks, on a connection of its own.
 // It knows no more of HTTP than it needs, so that it costs little.
 type client struct {
-	number int
-	conn   net.Conn
-	answer *bufio.Reader
-	ticket string
+	number, clients int
+	conn            net.Conn
+	answer          *bufio.Reader
+	ticket          string
 }
 
 // kinds of clients: each does one round, of that many requests that count.
@@ -46,7 +46,7 @@ func ask(address, kind string, clients int, most time.Duration) (perSecond float
 			return 0, err
 		}
 		defer conn.Close()
-		c := &client{number: i, conn: conn, answer: bufio.NewReader(conn)}
+		c := &client{number: i, clients: clients, conn: conn, answer: bufio.NewReader(conn)}
 		all.Go(func() {
 			n := 0
 			rates[i], errs[i] = repeat(most, func() error { n++; return k.round(c, n) })
@@ -56,31 +56,36 @@ func ask(address, kind string, clients int, most time.Duration) (perSecond float
 	for _, rate := range rates {
 		perSecond += rate * float64(k.count)
 	}
-	return perSecond, errors.Join(errs...)
+	return perSecond, cmp.Or(errs...)
 }
 
 // ownLock takes a lock that nobody else wants, and releases it.
 func (c *client) ownLock(int) error {
-	lock := fmt.Sprint("/lock/l", c.number)
-	return errors.Join(c.do("PUT", lock, `{"key": "k"}`), c.do("DELETE", lock, `{"key": "k"}`))
+	return c.takeAndRelease(fmt.Sprint("/lock/l", c.number), `{"key": "k"}`, "")
 }
 
-// withID does so with a new id each time, and a ticket for a thousand of them.
+// withID does so with a new id each time, and a ticket for some of them: for a
+// thousand of all clients.
 func (c *client) withID(n int) error {
 	lock := fmt.Sprint("/lock/l", c.number)
-	if n%1000 == 1 {
+	if n%(1+1000/c.clients) == 1 {
 		if err := c.do("GET", lock+"?ticket=true", ""); err != nil {
 			return err
 		}
 	}
-	body := fmt.Sprintf(`{"key": "k", "id": "%d-%d", "ticket": %q}`, c.number, n, c.ticket)
-	return errors.Join(c.do("PUT", lock, body), c.do("DELETE", lock, body))
+	return c.takeAndRelease(lock, fmt.Sprintf(`{"key": "k", "id": "%d-%d", "ticket": %q}`, c.number, n, c.ticket), "")
 }
 
 // contend waits for a lock that all want, and releases it.
 func (c *client) contend(int) error {
-	who := fmt.Sprintf(`{"key": "k%d"`, c.number)
-	return errors.Join(c.do("PUT", "/lock/contended", who+`, "wait": "50s"}`), c.do("DELETE", "/lock/contended", who+`}`))
+	return c.takeAndRelease("/lock/contended", fmt.Sprintf(`{"key": "k%d"}`, c.number), `, "wait": "50s"`)
+}
+
+func (c *client) takeAndRelease(path, who, more string) error {
+	if err := c.do("PUT", path, who[:len(who)-1]+more+"}"); err != nil {
+		return err
+	}
+	return c.do("DELETE", path, who)
 }
 
 // do sends a request and reads its answer, which must be a 200.
