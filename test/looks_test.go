@@ -226,44 +226,66 @@ func TestPageLooks(t *testing.T) {
 	w := visitPage(t, savedLooks().write(t))
 	w.has("10 waiting", "5 more in line")
 	papers := map[string]string{}
-	for _, width := range []int{320, 360, 1280} {
-		for _, colours := range []string{"light", "dark", "forced"} {
-			w.device(width, colours)
-			var seen struct {
-				Paper       string
-				Wide, Inner int
-			}
-			w.run("return {paper: getComputedStyle(document.body).backgroundColor, wide: document.documentElement.scrollWidth, inner: innerWidth}", &seen)
-			if seen.Wide > seen.Inner || seen.Inner != width {
-				t.Errorf("at %d, %d are taken", width, seen.Wide)
-			}
-			papers[colours] = seen.Paper
-			w.screenshot(fmt.Sprintf("%d %s", width, colours))
-		}
+	for _, colours := range []string{"light", "dark"} {
+		w.wantFits(colours)
+		var paper string
+		w.run("return getComputedStyle(document.body).backgroundColor", &paper)
+		papers[colours] = paper
+		w.wantContrast()
+		w.run("document.querySelector('.holders .release').click()", nil)
+		w.wantContrast()
+		w.screenshot(colours + " release")
+		w.keys(keyEscape)
+		w.run("location.hash = '#production'", nil)
+		w.has("What happened")
+		w.wantContrast()
+		w.screenshot(colours + " one")
+		w.run("location.hash = ''", nil)
+		w.await("document.getElementById('list').checkVisibility()")
 	}
 	if papers["light"] == papers["dark"] {
 		t.Errorf("the paper is %s by day and by night", papers["light"])
 	}
+	w.wantFits("forced")
 	w.wantGrades()
-	w.device(360, "dark")
-	w.click(".holders .release")
-	w.screenshot("360 dark release")
-	w.keys(keyEscape)
-	w.click("#hold")
-	w.screenshot("360 dark hold")
-	w.keys(keyEscape)
-	w.run("location.hash = '#production'", nil)
-	w.has("What happened")
-	w.screenshot("360 dark one")
+}
+
+// wantFits wants the page to be no wider than the screen is.
+func (w *visit) wantFits(colours string) {
+	w.t.Helper()
+	for _, width := range []int{320, 360, 1280} {
+		w.device(width, colours)
+		var taken int
+		if w.run("return document.documentElement.scrollWidth", &taken); taken > width {
+			w.t.Errorf("at %d, %d are taken", width, taken)
+		}
+		w.screenshot(fmt.Sprintf("%d %s", width, colours))
+	}
+}
+
+// contrast returns what is hard to read: text with a contrast under 4.5 to 1
+// (WCAG 2.2 section 1.4.3).
+const contrast = `
+	const light = c => c.match(/[\d.]+/g).slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4).reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0);
+	const paper = e => !e ? 'rgb(255, 255, 255)' : /, 0\)$/.test(getComputedStyle(e).backgroundColor) ? paper(e.parentElement) : getComputedStyle(e).backgroundColor;
+	const ratio = e => { const [a, b] = [light(getComputedStyle(e).color), light(paper(e))].sort((a, b) => b - a); return (a + .05) / (b + .05); };
+	return [...document.querySelectorAll('body *')].filter(e => e.checkVisibility() && [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) && ratio(e) < 4.5)
+		.map(e => e.outerHTML.slice(0, 120) + ' ' + ratio(e))`
+
+func (w *visit) wantContrast() {
+	w.t.Helper()
+	var pale []string
+	if w.run(contrast, &pale); len(pale) > 0 {
+		w.t.Errorf("hard to read: %q", pale)
+	}
 }
 
 // wantGrades wants waits of more than 10 and of more than 30 minutes to differ in
-// words and shape, where the person's own colours are forced upon the page.
+// words and shape, since the person's own colours are forced upon the page.
 func (w *visit) wantGrades() {
 	w.t.Helper()
-	w.device(1280, "forced")
 	var grades [][2]string
-	w.run("return [...document.querySelectorAll('.card')].map(c => [c.querySelector('.wait').innerText, getComputedStyle(c).borderLeftWidth + getComputedStyle(c).borderLeftStyle])", &grades)
+	w.run("return [...document.querySelectorAll('#blocked .card')].map(c => [c.querySelector('.wait').innerText, getComputedStyle(c).borderLeftWidth + getComputedStyle(c).borderLeftStyle])", &grades)
 	want := [][2]string{{"◆ 10 waiting, oldest 2 h 50 min: very long", "12pxdouble"}, {"▲ 1 waiting, oldest 12 min: long", "8pxsolid"}, {"1 waiting, oldest 2 min", "4pxsolid"}}
 	if fmt.Sprint(grades) != fmt.Sprint(want) {
 		w.t.Errorf("grades %q", grades)
