@@ -83,6 +83,7 @@ var runBy = map[string]string{
 	"docker compose":              "TestReleasedCompose",
 	"docker tag":                  "TestRelease",
 	"docker push":                 "nobody: it needs a registry",
+	"kubectl ":                    "nobody: it needs a cluster. TestKubernetes and TestReleasedKubernetes look at what it is given",
 	"mkdir -p resource-types":     "TestRelease",
 	"tar -xzOf release/":          "TestRelease",
 	"echo '{\"type\": \"locker\"": "TestRelease",
@@ -266,6 +267,9 @@ func receiver(f *ast.FuncDecl) string {
 	kind := f.Recv.List[0].Type
 	if pointer, ok := kind.(*ast.StarExpr); ok {
 		kind = pointer.X
+	}
+	if generic, ok := kind.(*ast.IndexExpr); ok {
+		kind = generic.X
 	}
 	return kind.(*ast.Ident).Name
 }
