@@ -2,10 +2,12 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"strings"
@@ -349,10 +351,36 @@ func TestKeepAliveProbes(t *testing.T) {
 	})
 }
 
+// served is a locker on a real port, with its state on a real disk.
+func served(t testing.TB) (url string) {
+	t.Helper()
+	st, s, err := openState(filepath.Join(t.TempDir(), "locker.json"), realSteps(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := newCommitter(st, s, newMetrics(), quiet(), time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := listen(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- serve(ctx, listener, &config{}, c, quiet()) }()
+	t.Cleanup(func() {
+		stop()
+		<-done
+		st.close()
+	})
+	return "http://" + listener.Addr().String()
+}
+
 // TestNothingLeftBehind lets a crowd loose on a locker in this process, which
 // then has the goroutines that it had before, and not much more memory.
 func TestNothingLeftBehind(t *testing.T) {
-	url, _ := served(t)
+	url := served(t)
 	c := history.NewCrowd(t, url)
 	c.Look()
 	c.Leave()

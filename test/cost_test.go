@@ -70,12 +70,15 @@ func BenchmarkOut(b *testing.B) {
 }
 
 // BenchmarkMemory reports the resident memory of the built program, in MiB:
-// idle (at most 12), and with 5,000 requests waiting after each was renewed
-// three times (at most 224).
+// idle (at most 12), after ten seconds with 64 clients (at most 40), and with
+// 5,000 requests waiting after each was renewed three times (at most 200).
 func BenchmarkMemory(b *testing.B) {
-	p := lockertest.Start(b)
+	p, busy := lockertest.Start(b), lockertest.Start(b)
 	lockertest.Send(b.Context(), "PUT", p.URL+"/lock/l", `{"key": "k", "id": "1"}`)
 	idle := footprintOf(b, p.Process).mib
+	clients := ask(busy.Address, "own", 64)
+	clients.args[len(clients.args)-1] = "10s"
+	newBench(b).turn(b, clients)
 	for b.Loop() {
 		lockertest.Send(b.Context(), "GET", p.URL+"/lock/l", "")
 	}
@@ -112,5 +115,6 @@ func BenchmarkMemory(b *testing.B) {
 	queuedUp.Wait()
 	time.Sleep(time.Second)
 	b.ReportMetric(idle, "idle-MiB")
+	b.ReportMetric(footprintOf(b, busy.Process).mib, "busy-MiB")
 	b.ReportMetric(footprintOf(b, p.Process).mib, "waiting-MiB")
 }

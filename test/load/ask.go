@@ -18,7 +18,7 @@ type client struct {
 	number, clients int
 	conn            net.Conn
 	answer          *bufio.Reader
-	ticket          string
+	ticket, etag    string
 }
 
 // kinds of clients: each does one round, of that many requests that count.
@@ -29,6 +29,8 @@ var kinds = map[string]struct {
 	"own":       {(*client).ownLock, 2},
 	"ids":       {(*client).withID, 2},
 	"contended": {(*client).contend, 1},
+	"crowd":     {(*client).crowd, 1},
+	"follow":    {(*client).follow, 1},
 }
 
 // ask has clients of a kind do their rounds for some time, and returns how many
@@ -81,6 +83,16 @@ func (c *client) contend(int) error {
 	return c.takeAndRelease("/lock/contended", fmt.Sprintf(`{"key": "k%d"}`, c.number), `, "wait": "50s"`)
 }
 
+// crowd does so with one of 50 locks.
+func (c *client) crowd(int) error {
+	who := fmt.Sprintf(`{"key": "k%d", "id": "%[1]d"}`, c.number)
+	return c.takeAndRelease(fmt.Sprint("/lock/crowded", c.number%50), who, `, "wait": "50s"`)
+}
+
+// follow waits for a change of the list of locks, as the status page does, but is
+// back at once.
+func (c *client) follow(int) error { return c.do("GET", "/locks?wait=10s", "") }
+
 func (c *client) takeAndRelease(path, who, more string) error {
 	if err := c.do("PUT", path, who[:len(who)-1]+more+"}"); err != nil {
 		return err
@@ -88,13 +100,13 @@ func (c *client) takeAndRelease(path, who, more string) error {
 	return c.do("DELETE", path, who)
 }
 
-// do sends a request and reads its answer, which must be a 200.
+// do sends a request and reads its answer, which must not be an error.
 func (c *client) do(method, path, body string) error {
-	if _, err := fmt.Fprintf(c.conn, "%s %s HTTP/1.1\r\nHost: locker\r\nContent-Length: %d\r\n\r\n%s", method, path, len(body), body); err != nil {
+	if _, err := fmt.Fprintf(c.conn, "%s %s HTTP/1.1\r\nHost: locker\r\nIf-None-Match: %s\r\nContent-Length: %d\r\n\r\n%s", method, path, c.etag, len(body), body); err != nil {
 		return err
 	}
 	status, err := c.answer.ReadSlice('\n')
-	if err != nil || !bytes.Contains(status, []byte(" 200 ")) {
+	if err != nil || !bytes.HasPrefix(status, []byte("HTTP/1.1 200")) && !bytes.HasPrefix(status, []byte("HTTP/1.1 304")) {
 		return fmt.Errorf("%s %s %s: %q, %w", method, path, body, status, err)
 	}
 	length := 0
@@ -110,6 +122,8 @@ func (c *client) do(method, path, body string) error {
 			return err
 		case string(name) == "Content-Length":
 			length, _ = strconv.Atoi(string(value))
+		case string(name) == "Etag":
+			c.etag = string(value)
 		case string(name) == "Locker-Ticket":
 			c.ticket = string(value)
 		}
