@@ -26,17 +26,7 @@ const (
 	gatherMost = 2 * time.Millisecond // about what clients of the same machine or network need to come back
 )
 
-// snapshot is a committed state and the signal that there is a newer one.
-type snapshot struct {
-	*state
-	replaced chan struct{}
-}
 
-// trouble says since when and why commits fail.
-type trouble struct {
-	since time.Time
-	err   error
-}
 
 var errRevision = fmt.Errorf("the state's revision is at %d, beyond which not every reader of JSON is exact: start with another state file", uint64(maxRevision))
 
@@ -61,8 +51,8 @@ type committer struct {
 	recent   *recent
 
 	published atomic.Pointer[snapshot]
-	trouble   atomic.Pointer[trouble] // nil while commits succeed
-	begun     atomic.Bool             // a commit has succeeded
+	trouble   troubles
+	begun     atomic.Bool // a commit has succeeded
 	tickets   tickets
 
 	// Owned by run.
@@ -98,7 +88,7 @@ func newCommitter(st store, s *state, m *metrics, log *slog.Logger, wall func() 
 func (c *committer) state() *snapshot { return c.published.Load() }
 
 // failing says since when and why commits fail; nil: they do not.
-func (c *committer) failing() *trouble { return c.trouble.Load() }
+func (c *committer) failing() *trouble { return c.trouble.now.Load() }
 
 // ticket gives out a ticket. The error is errNotBegun as long as no commit has
 // moved the revision beyond that of every earlier ticket, or one of do's.
@@ -211,21 +201,6 @@ func (c *committer) pause() time.Duration {
 	return pause
 }
 
-// batch is what one commit is made of.
-type batch struct {
-	now       time.Time // monotonic
-	entries   []entry
-	unclaimed []hold
-	draft     *draft
-}
-
-// entry is a request of a batch and what the rules made of it.
-type entry struct {
-	request *request
-	answer
-	over bool // its wait or its connection has ended
-}
-
 // draw takes what is queued and those requests from their places whose wait or
 // connection has ended.
 func (c *committer) draw() (b *batch, closed bool) {
@@ -315,17 +290,7 @@ func (c *committer) save(d *draft) error {
 		size, err = c.store.save(&d.state)
 	}
 	c.metrics.commit(time.Since(start), size, err)
-	switch was := c.failing(); {
-	case err == nil && was != nil:
-		c.log.Info("commits succeed again", "failed_for", time.Since(was.since).Round(time.Millisecond))
-		c.trouble.Store(nil)
-	case err != nil && was == nil:
-		c.log.Error("commit failed", "err", err)
-		c.trouble.Store(&trouble{time.Now(), err})
-	case err != nil && cause(was.err) != cause(err):
-		c.log.Error("commit failed", "err", err)
-		c.trouble.Store(&trouble{was.since, err})
-	}
+	c.trouble.note(err, c.log)
 	return err
 }
 

@@ -177,6 +177,21 @@ func (in *inbox) forget(n int) {
 	in.unclaimed = in.unclaimed[n:]
 }
 
+// batch is what one commit is made of.
+type batch struct {
+	now       time.Time // monotonic
+	entries   []entry
+	unclaimed []hold
+	draft     *draft
+}
+
+// entry is a request of a batch and what the rules made of it.
+type entry struct {
+	request *request
+	answer
+	over bool // its wait or its connection has ended
+}
+
 // place is what is in flight for a waiter.
 type place struct {
 	requests []*request

@@ -43,7 +43,11 @@ type summary struct {
 	idle    []*lock   // nobody has them or waits for them; longest idle first
 }
 
-// lock is one lock as the state file holds it. A free lock has no Key.
+// snapshot is a committed state and the signal that there is a newer one.
+type snapshot struct {
+	*state
+	replaced chan struct{}
+}// lock is one lock as the state file holds it. A free lock has no Key.
 type lock struct {
 	name     string
 	Key      string   `json:"key"`

@@ -1,0 +1,36 @@
+package main
+
+import (
+	"log/slog"
+	"sync/atomic"
+	"time"
+)
+
+// This file is what is known of commits that fail.
+
+// trouble says since when and why they do.
+type trouble struct {
+	since time.Time
+	err   error
+}
+
+// troubles is the present one. It is safe for concurrent use.
+type troubles struct {
+	now atomic.Pointer[trouble] // nil while commits succeed
+}
+
+// note takes how a save ended, and logs what is news in that.
+func (t *troubles) note(err error, log *slog.Logger) {
+	was := t.now.Load()
+	switch {
+	case err == nil && was != nil:
+		log.Info("commits succeed again", "failed_for", time.Since(was.since).Round(time.Millisecond))
+		t.now.Store(nil)
+	case err != nil && was == nil:
+		log.Error("commit failed", "err", err)
+		t.now.Store(&trouble{time.Now(), err})
+	case err != nil && cause(was.err) != cause(err):
+		log.Error("commit failed", "err", err)
+		t.now.Store(&trouble{was.since, err})
+	}
+}
