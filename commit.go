@@ -26,8 +26,6 @@ const (
 	gatherMost = 2 * time.Millisecond // about what clients of the same machine or network need to come back
 )
 
-
-
 var errRevision = fmt.Errorf("the state's revision is at %d, beyond which not every reader of JSON is exact: start with another state file", uint64(maxRevision))
 
 // store keeps the state. The writer owns it.

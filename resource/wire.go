@@ -125,26 +125,41 @@ const NothingDone = "nothing to do: "
 
 // DecodeTake reads a Take strictly, see Decode. The error has every problem.
 func DecodeTake(data []byte) (Take, error) {
-	var t Take
-	var a asker
-	var ttl *Duration
-	var slots *int
-	members := a.members()
-	maps.Copy(members, map[string]any{"wait": &t.Wait, "ttl": &ttl, "link": &t.Link, "slots": &slots, "reason": &t.Reason})
-	if err := Decode(data, members); err != nil {
+	b := &takeBody{}
+	if err := Decode(data, b.members()); err != nil {
 		return Take{}, withExample(data, err)
 	}
-	problems := []error{a.settle(&t.Key, &t.LockedBy, &t.ID, &t.Ticket), checkNewName("key", t.Key), checkNewName("locked_by", t.LockedBy)}
-	if ttl != nil {
-		if t.TTL = *ttl; time.Duration(t.TTL) < minTTL {
+	err := b.check()
+	return b.Take, err
+}
+
+// takeBody is a Take as it is sent. It is not on the stack, which decoding makes
+// deep: a waiter keeps as much of it as it once needed.
+type takeBody struct {
+	Take
+	asker asker
+	ttl   *Duration
+	slots *int
+}
+
+func (b *takeBody) members() map[string]any {
+	members := b.asker.members()
+	maps.Copy(members, map[string]any{"wait": &b.Wait, "ttl": &b.ttl, "link": &b.Link, "slots": &b.slots, "reason": &b.Reason})
+	return members
+}
+
+func (b *takeBody) check() error {
+	problems := []error{b.asker.settle(&b.Key, &b.LockedBy, &b.ID, &b.Ticket), checkNewName("key", b.Key), checkNewName("locked_by", b.LockedBy)}
+	if b.ttl != nil {
+		if b.TTL = *b.ttl; time.Duration(b.TTL) < minTTL {
 			problems = append(problems, errors.New("ttl is less than 1s: leave it out for a hold that does not expire"))
 		}
 	}
-	if slots != nil {
-		t.Slots = *slots
-		problems = append(problems, CheckSlots(t.Slots))
+	if b.slots != nil {
+		b.Slots = *b.slots
+		problems = append(problems, CheckSlots(b.Slots))
 	}
-	return t, errors.Join(append(problems, CheckLink(t.Link), CheckReason(t.Reason))...)
+	return errors.Join(append(problems, CheckLink(b.Link), CheckReason(b.Reason))...)
 }
 
 // withExample adds a body that would do to what is wrong with one that is no
