@@ -194,6 +194,15 @@ var badHistories = []struct{ name, accused, lines string }{
 		0-1 take k x 1: granted 5
 		1-2 force - - -: released
 		2-3 look: shown 5 k x/5`},
+	{"passed, and no time to expire", "passed", `
+		0-1 take-ttl5 k x 1: queued 1
+		1-2 take-ttl5 k x 1:
+		3-4 take-ttl5 k x 1: queued 3`},
+	{"passed, and a force before", "passed", `
+		0-1 force - - -: released
+		0-1 take k x 1: queued 1
+		1-2 take k x 1:
+		6-7 take k x 1: queued 3`},
 }
 
 var goodHistories = []struct{ name, lines string }{
@@ -361,6 +370,15 @@ var goodHistories = []struct{ name, lines string }{
 		1-2 force - - -: released
 		2-3 take k x 1: granted 7
 		3-4 take k x 1: repeat 7`},
+	{"granted unheard, expired, and queued anew", `
+		0-1 take-ttl5 k x 1: queued 1
+		1-2 take-ttl5 k x 1:
+		6-7 take-ttl5 k x 1: queued 3`},
+	{"granted unheard, forced, and queued anew", `
+		0-1 take k x 1: queued 1
+		1-2 take k x 1:
+		3-4 force - - -: released
+		6-7 take k x 1: queued 3`},
 }
 
 func TestCheckerAccuses(t *testing.T) {

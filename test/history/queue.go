@@ -83,11 +83,14 @@ func (s *story) queuedViews() map[identity]time.Duration {
 func (c *checker) staysOf(s *story, takes []*asked, shown time.Duration) []*stay {
 	var all []*stay
 	var w *stay
-	who, left := takes[0].identity, forever
+	who, left, unheard := takes[0].identity, forever, forever
 	if releases := s.releases[who]; who.ID != "" && len(releases) > 0 {
 		left = releases[0].sent
 	}
 	for _, a := range takes {
+		if a.verdict == "" {
+			unheard = min(unheard, a.sent)
+		}
 		if a.verdict == "" || a.ended >= left {
 			continue
 		}
@@ -95,7 +98,7 @@ func (c *checker) staysOf(s *story, takes []*asked, shown time.Duration) []*stay
 			w = &stay{who: who, since: shown, renewed: takes[0].sent}
 			all = append(all, w)
 		}
-		if w != nil && (a.ended-w.renewed >= placePromised || a.sent < w.answered) {
+		if w != nil && (a.ended-w.renewed >= placePromised || a.sent < w.answered || c.mayHaveHeld(s, a, unheard)) {
 			w = nil
 		}
 		if w == nil && a.verdict == queued {
@@ -107,6 +110,17 @@ func (c *checker) staysOf(s *story, takes []*asked, shown time.Duration) []*stay
 		}
 	}
 	return all
+}
+
+// mayHaveHeld reports whether a claim may have got the lock by a request that was not
+// answered, sent at the earliest at that time, and have lost it by its ttl or by force
+// before a was answered: then its place is a new one.
+func (c *checker) mayHaveHeld(s *story, a *asked, unheard time.Duration) bool {
+	if unheard >= a.ended {
+		return false
+	}
+	forced := func(f *asked) bool { return f.mayFree() && f.sent < a.ended && c.latest(f) > unheard }
+	return a.ttl > 0 && a.ended-unheard >= a.ttl || slices.ContainsFunc(s.forces, forced)
 }
 
 // goOn goes on with a stay by its next answered request, which came in time. It
