@@ -29,6 +29,9 @@ const (
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "run" {
+		os.Exit(wrap(os.Args[2:], os.Getenv))
+	}
 	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads any more would end the process
 	ballast := tune()
 	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}

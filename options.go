@@ -37,6 +37,7 @@ const help = `Locker gives out named locks over HTTP and never loses one.
 
   locker [flags]    serve; the status page is at http://localhost:8910/
   locker health     ask the locker of these settings how it is
+  locker run        run a command under a lock: locker run -help
   locker import FILE | -empty, locker export     locks to etcd, and back
 
   locker &                                                       # an example

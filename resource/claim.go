@@ -82,6 +82,7 @@ type claim struct {
 	params   outParams
 	id, link string
 	started  time.Time
+	budget   time.Duration          // how long failures may go on, until it is queued
 	ticket   atomic.Pointer[string] // of this run; nil: not fetched yet
 }
 

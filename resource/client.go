@@ -38,11 +38,12 @@ func realDialer() dialer {
 
 // client speaks to the server about one lock. It is safe for concurrent use.
 type client struct {
+	names              sourceNames
 	address            string // the locker's, for messages: it carries no credentials
 	through            string // the proxy, for messages; "" is none
 	lock               string // the lock's URL
 	username, password string
-	ownAuthority       bool // ca_cert is set
+	ownAuthority       bool // it has an authority of its own
 	http               http.Client
 }
 
@@ -50,7 +51,7 @@ type client struct {
 func newClient(s *source, dial dialer) *client {
 	address := strings.TrimRight(s.lockerURI, "/")
 	return &client{
-		address: address, through: throughProxy(address),
+		names: s.names, address: address, through: throughProxy(address),
 		lock:     address + "/lock/" + url.PathEscape(s.lockName),
 		username: s.username, password: s.password, ownAuthority: s.authorities != nil,
 		http: http.Client{
@@ -101,7 +102,7 @@ func connected(_ context.Context, via *url.URL, _ *http.Request, resp *http.Resp
 	}
 	words := "have it allow this host and port, or set no_proxy"
 	if resp.StatusCode == http.StatusProxyAuthRequired {
-		words = mend(resp)
+		words = resourceNames.mend(resp)
 	}
 	return &failure{message: message + ": " + words, final: true, unheard: true}
 }
@@ -185,7 +186,7 @@ func (c *client) lockIn(data []byte) (Lock, error) {
 func (c *client) ticket(ctx context.Context) (Lock, string, error) {
 	data, header, err := c.do(ctx, http.MethodGet, "?ticket=true", nil, 0)
 	if f, ok := errors.AsType[*failure](err); ok && f.status == http.StatusNotFound && !f.worded {
-		err = &failure{message: c.address + ": there is no locker at this path of locker_uri, or it is the locker of 2017: upgrade it first", final: true, unheard: true}
+		err = &failure{message: c.address + ": there is no locker at this path of " + c.names.uri + ", or it is the locker of 2017: upgrade it first", final: true, unheard: true}
 	}
 	if f, ok := errors.AsType[*failure](err); ok && f.status == http.StatusBadRequest && f.worded {
 		l, _, err := c.show(ctx) // a locker from before tickets does not know the query
@@ -200,7 +201,7 @@ func (c *client) ticket(ctx context.Context) (Lock, string, error) {
 
 // strange is an answer that says 200 and is not a locker's.
 func (c *client) strange() error {
-	return &failure{message: fmt.Sprintf("%s: the answer is not a locker's: check locker_uri, and that the locker there is of this version", c.address), final: true}
+	return &failure{message: fmt.Sprintf("%s: the answer is not a locker's: check %s, and that the locker there is of this version", c.address, c.names.uri), final: true}
 }
 
 // do makes one attempt and returns the body and the header of a 200.
@@ -210,7 +211,7 @@ func (c *client) do(ctx context.Context, method, query string, body []byte, wait
 	start := time.Now()
 	req, err := http.NewRequestWithContext(ctx, method, c.lock+query, bytes.NewReader(body))
 	if err != nil {
-		return nil, nil, &failure{message: "locker_uri and lock_name do not make a URL: check locker_uri", final: true, unheard: true}
+		return nil, nil, &failure{message: c.names.uri + " and " + c.names.lock + " do not make a URL: check both", final: true, unheard: true}
 	}
 	if c.username != "" {
 		req.SetBasicAuth(c.username, c.password)
@@ -226,7 +227,7 @@ func (c *client) do(ctx context.Context, method, query string, body []byte, wait
 		return nil, nil, c.unanswered(err, time.Since(start))
 	}
 	if len(data) > maxAnswer {
-		return nil, nil, &failure{message: c.address + ": the answer has more than 8 MiB: check that locker_uri leads to a locker", final: true}
+		return nil, nil, &failure{message: c.address + ": the answer has more than 8 MiB: check that " + c.names.uri + " leads to a locker", final: true}
 	}
 	if resp.StatusCode != http.StatusOK {
 		return nil, nil, c.refused(resp, data)
@@ -268,22 +269,22 @@ func (c *client) unanswered(err error, waited time.Duration) error {
 // with the scheme, and what to do; "" for any other error.
 func (c *client) certificateCause(err error) string {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok && c.ownAuthority {
-		return "the server's certificate is not signed by the authority in ca_cert: check that it is the right one, and that the locker's SSL_CERT has the certificates between the two"
+		return "the server's certificate is not signed by the authority in " + c.names.ca + ": check that it is the right one, and that the locker's SSL_CERT has the certificates between the two"
 	}
 	if e, ok := errors.AsType[x509.HostnameError](err); ok && len(e.Certificate.DNSNames)+len(e.Certificate.IPAddresses) == 0 {
-		return "the server's certificate has no names in it (subject alternative names): have it made with the name or the address that locker_uri has"
+		return "the server's certificate has no names in it (subject alternative names): have it made with the name or the address that " + c.names.uri + " has"
 	}
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return "the server's certificate is not signed by a known authority: set ca_cert to that authority's certificate"
+		return "the server's certificate is not signed by a known authority: set " + c.names.ca + " to that authority's certificate"
 	}
 	if e, ok := errors.AsType[x509.HostnameError](err); ok {
-		return "the server's certificate is for another host: use a name in locker_uri that it is made for: " + e.Error()
+		return "the server's certificate is for another host: use a name in " + c.names.uri + " that it is made for: " + e.Error()
 	}
 	if e, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return "the server's certificate is not valid: have it renewed: " + e.Err.Error()
 	}
 	if errors.Is(err, http.ErrSchemeMismatch) {
-		return "the server speaks plain HTTP: write http:// in locker_uri"
+		return "the server speaks plain HTTP: write http:// in " + c.names.uri
 	}
 	return ""
 }
@@ -306,7 +307,7 @@ func (c *client) refused(resp *http.Response, data []byte) error {
 		message += ": " + sentence
 	}
 	if final && (sentence == "" || unauthorized) {
-		message += ": " + mend(resp)
+		message += ": " + c.names.mend(resp)
 	}
 	f := &failure{message: message, final: final, stale: stale, unheard: final || stale, status: resp.StatusCode, worded: sentence != ""}
 	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
@@ -316,22 +317,22 @@ func (c *client) refused(resp *http.Response, data []byte) error {
 }
 
 // mend says what to do about an answer that trying again cannot change.
-func mend(resp *http.Response) string {
+func (n sourceNames) mend(resp *http.Response) string {
 	switch status := resp.StatusCode; {
 	case status == http.StatusUnauthorized:
-		return "set username and password to the locker's AUTH_USER and AUTH_PASS"
+		return "set " + n.username + " and " + n.password + " to the locker's AUTH_USER and AUTH_PASS"
 	case status == http.StatusForbidden:
-		return "check that no proxy stands between, and that locker_uri leads to a locker"
+		return "check that no proxy stands between, and that " + n.uri + " leads to a locker"
 	case status == http.StatusProxyAuthRequired:
 		return "the proxy wants credentials: put them into http_proxy or https_proxy, or set no_proxy"
 	case status == http.StatusNotFound:
-		return "check the path in locker_uri: there is no locker"
+		return "check the path in " + n.uri + ": there is no locker"
 	case status >= 300 && status < 400:
 		to := "elsewhere"
 		if u, err := resp.Location(); err == nil {
 			to = clean("to " + u.Scheme + "://" + u.Host)
 		}
-		return "it redirects " + to + ": set locker_uri to where it leads"
+		return "it redirects " + to + ": set " + n.uri + " to where it leads"
 	}
-	return "check locker_uri: it must be a locker's, with https:// if it speaks TLS"
+	return "check " + n.uri + ": it must be a locker's, with https:// if it speaks TLS"
 }

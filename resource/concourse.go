@@ -84,7 +84,7 @@ func (p *program) read(ctx context.Context, params map[string]any, check func() 
 	if err != nil {
 		return nil, fmt.Errorf("read request: %w: give Concourse's JSON on stdin", err)
 	}
-	r := &request{version: parts["version"]}
+	r := &request{version: parts["version"], source: source{names: resourceNames}}
 	problems := decodePart("source", parts["source"], r.source.fields(), r.source.check)
 	problems = append(problems, decodePart("params", parts["params"], params, check)...)
 	return r, errors.Join(problems...)

@@ -31,14 +31,16 @@ const (
 // taken is how an attempt to take the lock ended.
 type taken struct {
 	answer Answer
+	asked  time.Time // when the request that it answers was sent, or before
 	err    error
 	left   bool // the server may have a hold or a place of this claim
 	onWay  bool // the request's connection was given up: it may still arrive
 }
 
-// lock takes the lock, for as long as it takes. When it fails, or ctx is done
-// before the version is answered, it gives back what the server may have.
-func (c *claim) lock(ctx context.Context) error {
+// lock takes the lock, for as long as it takes, and has acquired told. When it
+// fails, or ctx is done before acquired has returned, it gives back what the server
+// may have.
+func (c *claim) lock(ctx context.Context, acquired func(taken) error) error {
 	leaving, cancel := outlive(ctx, giveBackTime)
 	defer cancel()
 	requests, giveUp := context.WithCancel(leaving)
@@ -52,7 +54,8 @@ func (c *claim) lock(ctx context.Context) error {
 		t = c.interrupt(leaving, ended, giveUp)
 	}
 	if t.err == nil && ctx.Err() == nil {
-		t.err = c.acquired(t.answer)
+		c.sayAcquired(t.answer)
+		t.err = acquired(t)
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -105,18 +108,12 @@ func (c *claim) interrupt(leaving context.Context, ended <-chan taken, giveUp fu
 // take asks for the lock until it is granted or ctx is done. Its requests run
 // under the context requests, which outlasts ctx.
 func (c *claim) take(ctx, requests context.Context) (t taken) {
-	ask := Take{
-		Key: c.params.key, LockedBy: c.params.lockedBy, ID: c.id, Link: c.link,
-		TTL: Duration(c.params.ttl), Reason: c.params.reason,
-	}
-	if c.params.slots != nil {
-		ask.Slots = *c.params.slots
-	}
+	ask := c.wanted()
 	limit := &limit{wait: c.params.wait}
-	trying := &patience{budget: outBudget, say: c.say}
+	trying := &patience{budget: c.budget, say: c.say}
 	queue := &queueLog{claim: c}
 	for t.err = ctx.Err(); t.err == nil; t.err = ctx.Err() {
-		asked := time.Now()
+		t.asked = time.Now()
 		var ticket *string
 		if ticket, t.err = c.fetch(requests); t.err == nil {
 			ask.Ticket, ask.Wait = *ticket, Duration(limit.next())
@@ -140,7 +137,7 @@ func (c *claim) take(ctx, requests context.Context) (t taken) {
 				return t
 			}
 			queue.show(refused)
-			early(ctx, asked, time.Duration(ask.Wait))
+			early(ctx, t.asked, time.Duration(ask.Wait))
 		default:
 			queue.shown = "" // after an outage people want to know that it is over
 			if f, ok := errors.AsType[*failure](t.err); !ok || !f.unheard {
@@ -159,6 +156,18 @@ func (c *claim) take(ctx, requests context.Context) (t taken) {
 		}
 	}
 	return t
+}
+
+// wanted is a request that takes, without its ticket and how long it may wait.
+func (c *claim) wanted() Take {
+	ask := Take{
+		Key: c.params.key, LockedBy: c.params.lockedBy, ID: c.id, Link: c.link,
+		TTL: Duration(c.params.ttl), Reason: c.params.reason,
+	}
+	if c.params.slots != nil {
+		ask.Slots = *c.params.slots
+	}
+	return ask
 }
 
 // limit is how long a claim may wait. It counts from the first answer: an outage
@@ -217,20 +226,21 @@ func early(ctx context.Context, asked time.Time, wait time.Duration) {
 	}
 }
 
-// acquired tells people and Concourse that the lock was granted.
-func (c *claim) acquired(a Answer) error {
-	waited := age(time.Since(c.started)).String()
-	line := fmt.Sprintf("%s (waited %s, token %d)", a.Response, waited, a.Token)
+// sayAcquired tells people that the lock was granted.
+func (c *claim) sayAcquired(a Answer) {
+	line := fmt.Sprintf("%s (waited %s, token %d)", a.Response, c.waited(), a.Token)
 	if c.params.slots != nil {
-		line = fmt.Sprintf("%s (waited %s, token %d, slot %d)", a.Response, waited, a.Token, a.Slot)
+		line = fmt.Sprintf("%s (waited %s, token %d, slot %d)", a.Response, c.waited(), a.Token, a.Slot)
 	}
 	if a.Repeat {
 		c.say.warn("%s", line)
 	} else {
 		c.say.info("%s", line)
 	}
-	return c.report(a, waited)
 }
+
+// waited is how long ago the claim began.
+func (c *claim) waited() string { return age(time.Since(c.started)).String() }
 
 // giveBack releases what this build holds or waits for, and nothing else.
 func (c *claim) giveBack(ctx context.Context) error {
@@ -239,10 +249,14 @@ func (c *claim) giveBack(ctx context.Context) error {
 	_, err := retry(ctx, &patience{hurry: hurry, say: c.say}, func() (Answer, error) {
 		return c.release(ctx, true)
 	})
-	if err != nil {
-		return fmt.Errorf("give lock %s back: %w: a place in the queue ends by itself, but a hold stays: %s", c.name, err, releaseIt)
+	if err == nil {
+		return nil
 	}
-	return nil
+	stays := "but a hold stays: " + releaseIt
+	if c.params.ttl > 0 {
+		stays = fmt.Sprintf("a hold by its ttl of %s", time.Duration(c.params.ttl))
+	}
+	return fmt.Errorf("give lock %s back: %w: a place in the queue ends by itself, %s", c.name, err, stays)
 }
 
 // queueLog shows people what a claim waits for.

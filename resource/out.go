@@ -41,10 +41,10 @@ func (p *program) out(ctx context.Context) error {
 	}
 	c := &claim{
 		program: p, client: newClient(&r.source, p.dial), name: r.source.lockName, params: params,
-		id: id, link: buildLink(p.getenv), started: time.Now(),
+		id: id, link: buildLink(p.getenv), started: time.Now(), budget: outBudget,
 	}
 	if params.lockOp == "unlock" {
 		return c.unlock(ctx)
 	}
-	return c.lock(ctx)
+	return c.lock(ctx, func(t taken) error { return c.report(t.answer, c.waited()) })
 }

@@ -48,7 +48,7 @@ func (p *patience) after(ctx context.Context, err error) error {
 	until := ""
 	if left := budget - time.Since(p.since); budget > 0 {
 		if left <= 0 {
-			return fmt.Errorf("%w: gave up after %s: check locker_uri, and that the locker runs", err, time.Since(p.since).Round(time.Second))
+			return fmt.Errorf("%w: gave up after %s: check that this is the locker's address, and that it runs", err, time.Since(p.since).Round(time.Second))
 		}
 		pause = min(pause, left)
 		until = ", until " + p.since.Add(budget).UTC().Format(time.TimeOnly) + " UTC"

@@ -21,11 +21,17 @@ const (
 // speaker writes lines for people. It is safe for concurrent use. That nobody
 // can read them any more is not a reason to fail.
 type speaker struct {
-	mu sync.Mutex
-	w  io.Writer
+	mu    sync.Mutex
+	w     io.Writer
+	plain bool // without colours
 }
 
+var colours = strings.NewReplacer(yellow, "", red, "", plain, "")
+
 func (s *speaker) write(line string) {
+	if s.plain {
+		line = colours.Replace(line)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	io.WriteString(s.w, line+"\n")

@@ -21,7 +21,14 @@ type source struct {
 	caCert              string // PEM
 	skipValidation      flag
 	authorities         *x509.CertPool // nil: the system's
+	names               sourceNames
 }
+
+// sourceNames are what people call the members of a source, which `locker run` has
+// from flags and variables.
+type sourceNames struct{ uri, lock, username, password, ca string }
+
+var resourceNames = sourceNames{"locker_uri", "lock_name", "username", "password", "ca_cert"}
 
 func (s *source) fields() map[string]any {
 	return map[string]any{
@@ -32,60 +39,61 @@ func (s *source) fields() map[string]any {
 }
 
 func (s *source) check() error {
-	problems := []error{checkURI(s.lockerURI), checkGiven("lock_name", s.lockName, CheckLockName)}
+	n := s.names
+	problems := []error{checkURI(n, s.lockerURI), checkGiven(n.lock, s.lockName, CheckLockName)}
 	switch {
 	case s.username != "" && s.password == "":
-		problems = append(problems, errors.New("username is set but password is not: set both, or neither"))
+		problems = append(problems, fmt.Errorf("%s is set but %s is not: set both, or neither", n.username, n.password))
 	case s.username == "" && s.password != "":
-		problems = append(problems, errors.New("password is set but username is not: set both, or neither"))
+		problems = append(problems, fmt.Errorf("%s is set but %s is not: set both, or neither", n.password, n.username))
 	case strings.Contains(s.username, ":"):
-		problems = append(problems, errors.New("username has a colon, which basic authentication cannot carry: choose one without"))
+		problems = append(problems, fmt.Errorf("%s has a colon, which basic authentication cannot carry: choose one without", n.username))
 	}
-	for _, of := range [][2]string{{"locker_uri", s.lockerURI}, {"username", s.username}, {"password", s.password}} {
+	for _, of := range [][2]string{{n.uri, s.lockerURI}, {n.username, s.username}, {n.password, s.password}} {
 		if strings.TrimSpace(of[1]) != of[1] {
 			problems = append(problems, fmt.Errorf("%s has white space or a line's end at an end: take it out where it is set", of[0]))
 		}
 	}
 	if s.caCert != "" {
 		var err error
-		s.authorities, err = parseAuthorities([]byte(s.caCert))
+		s.authorities, err = parseAuthorities(n.ca, []byte(s.caCert))
 		problems = append(problems, err)
 	}
 	return errors.Join(problems...)
 }
 
 // parseAuthorities reads PEM of one or more certificates, each of which must be one.
-func parseAuthorities(data []byte) (*x509.CertPool, error) {
+func parseAuthorities(name string, data []byte) (*x509.CertPool, error) {
 	pool, n := x509.NewCertPool(), 0
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
 		n++
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if block.Type != "CERTIFICATE" || err != nil {
-			return nil, fmt.Errorf("ca_cert: its block %d, of type %s, is not a certificate: take it out, or paste it again", n, block.Type)
+			return nil, fmt.Errorf("%s: its block %d, of type %s, is not a certificate: take it out, or paste it again", name, n, block.Type)
 		}
 		pool.AddCert(cert)
 	}
 	if n == 0 {
-		return nil, errors.New("ca_cert has no certificate: set it to PEM, from -----BEGIN CERTIFICATE----- to -----END CERTIFICATE-----")
+		return nil, fmt.Errorf("%s has no certificate: set it to PEM, from -----BEGIN CERTIFICATE----- to -----END CERTIFICATE-----", name)
 	}
 	return pool, nil
 }
 
 // checkURI never repeats the URI or a part of it: there may be a password in it.
-func checkURI(uri string) error {
+func checkURI(n sourceNames, uri string) error {
 	if uri == "" {
-		return errors.New("locker_uri is missing: set it to the locker's address, such as https://10.0.0.10:8910")
+		return fmt.Errorf("%s is missing: set it to the locker's address, such as https://10.0.0.10:8910", n.uri)
 	}
 	u, err := url.Parse(strings.TrimSpace(uri))
 	switch {
 	case err == nil && u.User != nil:
-		return errors.New("locker_uri has credentials in it: use username and password")
+		return fmt.Errorf("%s has credentials in it: use %s and %s", n.uri, n.username, n.password)
 	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
-		return errors.New("locker_uri is not an http or https URL: set it to the locker's address, such as https://10.0.0.10:8910")
+		return fmt.Errorf("%s is not an http or https URL: set it to the locker's address, such as https://10.0.0.10:8910", n.uri)
 	case u.Port() != "" && !isPort(u.Port()):
-		return errors.New("locker_uri has no port from 1 to 65535: correct it")
+		return fmt.Errorf("%s has no port from 1 to 65535: correct it", n.uri)
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.Contains(uri, "#"):
-		return errors.New("locker_uri has a query or a fragment: leave out what follows ? or #")
+		return fmt.Errorf("%s has a query or a fragment: leave out what follows ? or #", n.uri)
 	}
 	return nil
 }

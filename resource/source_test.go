@@ -20,7 +20,7 @@ func TestLockerURI(t *testing.T) {
 		"http://[::1]:8910":      "http://[::1]:8910/lock/a%2Fb%20c",
 		"https://h/with%20space": "https://h/with%20space/lock/a%2Fb%20c",
 	} {
-		s := &source{lockerURI: uri, lockName: "a/b c"}
+		s := &source{names: resourceNames, lockerURI: uri, lockName: "a/b c"}
 		if err := s.check(); err != nil {
 			t.Errorf("%s: %v", uri, err)
 		}
@@ -40,13 +40,13 @@ func TestSourceSentences(t *testing.T) {
 		source source
 		want   string
 	}{
-		{source{lockerURI: "http://h\n"}, "locker_uri has white space or a line's end at an end: take it out where it is set"},
-		{source{lockerURI: "http://h", username: "u ", password: "p"}, "username has white space or a line's end at an end: take it out where it is set"},
-		{source{lockerURI: "http://h", username: "u", password: "p\n"}, "password has white space or a line's end at an end: take it out where it is set"},
-		{source{lockerURI: "http://h", caCert: string(broken)}, "ca_cert: its block 2, of type CERTIFICATE, is not a certificate: take it out, or paste it again"},
-		{source{lockerURI: "http://h", caCert: string(key)}, "ca_cert: its block 1, of type PRIVATE KEY, is not a certificate: take it out, or paste it again"},
-		{source{lockerURI: "http://h", caCert: "x"}, "ca_cert has no certificate: set it to PEM, from -----BEGIN CERTIFICATE----- to -----END CERTIFICATE-----"},
-		{source{lockerURI: "http://h", caCert: string(block) + string(block)}, ""},
+		{source{names: resourceNames, lockerURI: "http://h\n"}, "locker_uri has white space or a line's end at an end: take it out where it is set"},
+		{source{names: resourceNames, lockerURI: "http://h", username: "u ", password: "p"}, "username has white space or a line's end at an end: take it out where it is set"},
+		{source{names: resourceNames, lockerURI: "http://h", username: "u", password: "p\n"}, "password has white space or a line's end at an end: take it out where it is set"},
+		{source{names: resourceNames, lockerURI: "http://h", caCert: string(broken)}, "ca_cert: its block 2, of type CERTIFICATE, is not a certificate: take it out, or paste it again"},
+		{source{names: resourceNames, lockerURI: "http://h", caCert: string(key)}, "ca_cert: its block 1, of type PRIVATE KEY, is not a certificate: take it out, or paste it again"},
+		{source{names: resourceNames, lockerURI: "http://h", caCert: "x"}, "ca_cert has no certificate: set it to PEM, from -----BEGIN CERTIFICATE----- to -----END CERTIFICATE-----"},
+		{source{names: resourceNames, lockerURI: "http://h", caCert: string(block) + string(block)}, ""},
 	} {
 		row.source.lockName = "l"
 		err := row.source.check()
@@ -80,13 +80,13 @@ func TestConnectionSentences(t *testing.T) {
 		{elsewhere, true, "the server's certificate is for another host: use a name in locker_uri that it is made for: x509: certificate is valid for other, not h"},
 		{expired, false, "the server's certificate is not valid: have it renewed: x509: certificate has expired or is not yet valid: "},
 	} {
-		c := &client{address: "https://h", ownAuthority: row.own}
+		c := &client{names: resourceNames, address: "https://h", ownAuthority: row.own}
 		f, ok := c.unanswered(row.err, 0).(*failure)
 		if !ok || !f.final || f.message != "https://h: "+row.want {
 			t.Errorf("%v: got %v, want %s", row.err, f, row.want)
 		}
 	}
-	c := &client{address: "https://h"}
+	c := &client{names: resourceNames, address: "https://h"}
 	if f := c.unanswered(&net.DNSError{Err: "no such host", Name: "h", IsNotFound: true}, 0).(*failure); !f.noHost || f.final {
 		t.Errorf("got %+v", f)
 	}

@@ -22,7 +22,7 @@ const (
 func (c *claim) unlock(ctx context.Context) error {
 	trying, cancel := outlive(ctx, unlockTime)
 	defer cancel()
-	a, err := retry(trying, &patience{budget: outBudget, hurry: ctx, say: c.say}, func() (Answer, error) {
+	a, err := retry(trying, &patience{budget: c.budget, hurry: ctx, say: c.say}, func() (Answer, error) {
 		attempt, cancel := endAfter(trying, ctx, unlockAttempt)
 		defer cancel()
 		return c.release(attempt, c.params.onlyOwn())

@@ -1,0 +1,143 @@
+package resource
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// This file is a lock that a process holds for as long as it lives, by a ttl that
+// it renews: the client of `locker run`.
+
+// Wish is a claim of a process that is no build. Empty members are unset.
+type Wish struct {
+	URI                string // of the locker, http or https
+	Username, Password string
+	CACert             string // PEM
+	SkipValidation     bool
+	Lock, Key          string
+	LockedBy           string // the key when empty
+	Link, Reason       string
+	Slots              int           // 0 is no limit
+	TTL                time.Duration // of the hold
+	Wait               *time.Duration
+	Spare              time.Duration // before the end of its ttl, by when a hold that cannot be renewed is lost
+}
+
+// runNames are what the members of a wish are called in messages, for those that a
+// resource's source has too.
+var runNames = sourceNames{"the locker's address (-uri, LOCKER_URI)", "the lock's name", "LOCKER_USERNAME", "LOCKER_PASSWORD", "LOCKER_CA_CERT"}
+
+// Hold is a lock that is held. It is for one goroutine at a time, but for Keep.
+type Hold struct {
+	Token uint64 // its fencing token
+	Slot  int
+	claim *claim
+	spare time.Duration
+	sent  time.Time // when the last request was sent that began the ttl anew
+}
+
+// ErrLost is why a hold is over: by force, by its ttl, with the locker's state, or as
+// far as anybody can tell, since the locker has not answered for so long.
+var ErrLost = errors.New("the lock is lost")
+
+// NewTake checks a wish and returns what takes the lock, waiting in the queue and
+// saying on stderr what it waits for. In a task of Concourse the build is its link.
+// Its error lists every mistake in the wish. When ctx is done, the take gives back
+// what it has, within 5 s, and fails.
+func NewTake(w Wish, getenv func(string) string, stderr io.Writer, colours bool) (func(ctx context.Context) (*Hold, error), error) {
+	return w.take(&program{getenv: getenv, say: &speaker{w: stderr, plain: !colours}, dial: realDialer()})
+}
+
+func (w Wish) take(p *program) (func(ctx context.Context) (*Hold, error), error) {
+	from := &source{
+		lockerURI: w.URI, lockName: w.Lock, username: w.Username, password: w.Password,
+		caCert: w.CACert, skipValidation: flag(w.SkipValidation), names: runNames,
+	}
+	params := outParams{key: w.Key, lockOp: "lock", lockedBy: w.LockedBy, ttl: lease(w.TTL), reason: w.Reason}
+	if w.Slots != 0 {
+		params.slots = &w.Slots
+	}
+	budget := outBudget
+	if w.Wait != nil {
+		params.wait = new(Duration(*w.Wait))
+		budget = max(min(budget, *w.Wait), time.Nanosecond)
+	}
+	err := errors.Join(from.check(), CheckNewLockName("the lock's name", w.Lock), params.check(p.getenv), CheckLink(w.Link))
+	if err != nil {
+		return nil, err
+	}
+	c := &claim{program: p, client: newClient(from, p.dial), name: w.Lock, params: params, id: rand.Text(), link: cmp.Or(w.Link, buildLink(p.getenv)), budget: budget}
+	return func(ctx context.Context) (h *Hold, err error) {
+		c.started = time.Now()
+		err = c.lock(ctx, func(t taken) error {
+			h = &Hold{Token: t.answer.Token, Slot: t.answer.Slot, claim: c, spare: w.Spare, sent: t.asked}
+			return nil
+		})
+		return h, err
+	}, nil
+}
+
+// NotFree reports whether a lock was not taken because another held it for as long
+// as the wish waits.
+func NotFree(err error) bool {
+	_, ok := errors.AsType[*refusal](err)
+	return ok
+}
+
+// Keep renews the hold every quarter of its ttl until ctx is done, and then returns
+// nil. Otherwise the hold is lost: its error is ErrLost, with why.
+func (h *Hold) Keep(ctx context.Context) error {
+	ttl := time.Duration(h.claim.params.ttl)
+	next := h.sent.Add(ttl / 4)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Until(next)):
+		}
+		end := h.sent.Add(ttl - h.spare)
+		err := h.renew(ctx, min(time.Until(end), answerTime))
+		if err == nil || ctx.Err() != nil {
+			next = h.sent.Add(ttl / 4)
+			continue
+		}
+		if f, ok := errors.AsType[*failure](err); !ok || f.stale {
+			return fmt.Errorf("%w: %w", ErrLost, err)
+		}
+		left := time.Until(end)
+		if left <= 0 {
+			return fmt.Errorf("%w: it was not renewed for %s: %w", ErrLost, age(time.Since(h.sent)), err)
+		}
+		pause := min(max(ttl/32, time.Second), left)
+		next = time.Now().Add(pause)
+		h.claim.say.warn("lock %s was not renewed: %s: trying again in %s", h.claim.name, err, pause.Round(100*time.Millisecond))
+	}
+}
+
+// renew begins the ttl anew. Its error is a *failure when the hold may still be
+// there.
+func (h *Hold) renew(ctx context.Context, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	ask, sent := h.claim.wanted(), time.Now()
+	if ticket := h.claim.ticket.Load(); ticket != nil {
+		ask.Ticket = *ticket
+	}
+	a, err := h.claim.client.take(ctx, ask)
+	if err != nil {
+		return err
+	}
+	if !a.Repeat || a.Token != h.Token {
+		return fmt.Errorf("it was somebody else's meanwhile, or free: %s", a.Response)
+	}
+	h.sent = sent
+	return nil
+}
+
+// Release gives the lock back. It goes on trying until ctx is done.
+func (h *Hold) Release(ctx context.Context) error { return h.claim.giveBack(ctx) }

@@ -1,0 +1,421 @@
+package test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cloudfoundry-community/locker/internal/lockertest"
+	"github.com/cloudfoundry-community/locker/resource"
+)
+
+// This file is `locker run`, by the built program.
+
+// runs are the runs of commands under the locks of a locker.
+type runs struct {
+	*lockertest.Locker
+	t   *testing.T
+	env []string
+}
+
+func newRuns(t *testing.T, env ...string) *runs {
+	t.Helper()
+	t.Parallel()
+	s := lockertest.Start(t, env...)
+	return &runs{s, t, []string{"LOCKER_URI=" + s.URL, "PATH=" + os.Getenv("PATH"), "USER=george"}}
+}
+
+// under is one `locker run`.
+type under struct {
+	*exec.Cmd
+	t      *testing.T
+	stdout *lockertest.Log
+	stderr *lockertest.Log
+	ended  chan time.Time
+}
+
+// start starts `locker run` with these arguments.
+func (r *runs) start(args ...string) *under { return r.startWith(nil, args...) }
+
+// startWith is start of a command that is changed before.
+func (r *runs) startWith(change func(*exec.Cmd), args ...string) *under {
+	r.t.Helper()
+	u := &under{lockertest.Command(r.t, "locker", r.env...), r.t, lockertest.NewLog(), lockertest.NewLog(), make(chan time.Time, 1)}
+	u.Args = append(u.Args, append([]string{"run"}, args...)...)
+	u.Stdout, u.Stderr = u.stdout, u.stderr
+	if change != nil {
+		change(u.Cmd)
+	}
+	if err := u.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	go func() {
+		u.Cmd.Wait()
+		u.ended <- time.Now()
+	}()
+	r.t.Cleanup(func() { u.Process.Kill() })
+	return u
+}
+
+// wait waits for the end and wants that status.
+func (u *under) wait(status int) time.Time {
+	u.t.Helper()
+	at := <-u.ended
+	if got := u.ProcessState.ExitCode(); got != status {
+		u.t.Errorf("%q: exit status %d, want %d; printed %q, said %q", u.Args, got, status, u.stdout, u.stderr)
+	}
+	return at
+}
+
+func TestRunStatus(t *testing.T) {
+	r := newRuns(t)
+	r.Want("PUT", "/lock/held", jane, http.StatusOK)
+	notProgram := filepath.Join(t.TempDir(), "notes")
+	lockertest.WriteFile(t, notProgram, []byte("no program"))
+	for _, row := range []struct {
+		status int
+		said   string
+		args   []string
+	}{
+		{0, "lock a acquired by george@", []string{"a", "--", "true"}},
+		{3, "", []string{"a", "--", "sh", "-c", "exit 3"}},
+		{128 + 9, "", []string{"a", "--", "sh", "-c", "kill -9 $$"}},
+		{75, "not free within 0s: lock held is held with the key k by jane since", []string{"-wait", "0s", "held", "--", "true"}},
+		{75, "not free within 1s: lock held is held", []string{"-wait", "1s", "-quiet", "held", "--", "true"}},
+		{69, "connection refused: gave up after 1s: check that this is the locker's address", []string{"-uri", "http://127.0.0.1:1", "-wait", "1s", "a", "--", "true"}},
+		{69, "404 Not Found", []string{"-uri", r.URL + "/elsewhere", "a", "--", "true"}},
+		{127, "executable file not found", []string{"held", "--", "no-such-program"}},
+		{127, "no such file", []string{"held", "--", "./no-such-program"}},
+		{126, "permission denied", []string{"held", "--", notProgram}},
+		{2, "-slots: it must be a whole number: see locker run -help", []string{"-slots", "x", "a", "--", "true"}},
+		{2, "-slots: slots is 0", []string{"-slots", "0", "a", "--", "true"}},
+		{2, "the ttl must be at least twice the grace and 3s", []string{"-ttl", "20s", "a", "--", "true"}},
+		{2, "write locker run [flags] LOCK -- COMMAND", []string{"a", "true"}},
+		{2, "has credentials in it: use LOCKER_USERNAME and LOCKER_PASSWORD", []string{"-uri", "http://u:CANARY@h", "a", "--", "true"}},
+		{2, "the lock's name", []string{"a ", "--", "true"}},
+		{0, "", []string{"-help"}},
+	} {
+		u := r.start(row.args...)
+		u.wait(row.status)
+		if said := u.stderr.String(); !strings.Contains(said, row.said) || strings.Contains(said, "CANARY") || strings.Contains(said, "\x1b") {
+			t.Errorf("%q said %q, want %q", row.args, said, row.said)
+		}
+	}
+	locks, _ := r.Poll("")
+	for name, l := range locks {
+		if name != "held" && !lockertest.Nobodys(l) {
+			t.Errorf("left behind in %s: %+v", name, l)
+		}
+	}
+}
+
+// The command has the lock's token and slot, and what it reads and prints passes by.
+func TestRunPassesOn(t *testing.T) {
+	r := newRuns(t)
+	u := r.startWith(func(c *exec.Cmd) { c.Stdin = strings.NewReader("from a pipe") },
+		"-slots", "3", "-reason", "a test", "-link", "https://ci.example/1", "-as", "me", "a", "--", "sh", "-c", `cat; echo " $LOCKER_LOCK $LOCKER_TOKEN $LOCKER_SLOT"; echo aside >&2; cat "$0"`, "/dev/null")
+	u.wait(0)
+	if got := u.stdout.String(); got != "from a pipe a 2 1\n" || !strings.Contains(u.stderr.String(), "aside\n") {
+		t.Errorf("printed %q, said %q", got, u.stderr)
+	}
+	r.Log.Await(t, `msg=grant lock=a key=a locked_by=me link=https://ci.example/1 token=2 .*reason="a test"`)
+	r.Log.Await(t, `msg=release lock=a key=a locked_by=me`)
+}
+
+// Several run at once under slots, and no more; nested ones hold two locks.
+func TestRunSlotsAndNested(t *testing.T) {
+	r := newRuns(t)
+	var all []*under
+	for range 6 {
+		all = append(all, r.start("-slots", "2", "a", "--", lockertest.Program(t, "locker"), "run", "-quiet", "b", "--", "sleep", "0.3"))
+	}
+	most := 0
+	for _, u := range all {
+		most = max(most, len(r.Lock("a").Holders))
+		u.wait(0)
+	}
+	if a, b := r.Lock("a"), r.Lock("b"); most != 2 || !lockertest.Nobodys(a) || !lockertest.Nobodys(b) {
+		t.Errorf("%d at once, %+v, %+v", most, a, b)
+	}
+}
+
+// Every signal reaches the command, and the lock is released when that has ended.
+func TestRunSignals(t *testing.T) {
+	r := newRuns(t)
+	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2} {
+		u := r.start("a", "--", "sh", "-c", fmt.Sprintf(`trap "echo got; sleep 0.2; exit 7" %d; echo ready; while :; do sleep 0.1; done`, int(s)))
+		u.stdout.Await(t, "ready")
+		u.Process.Signal(s)
+		u.wait(7)
+		if l := r.Lock("a"); !strings.Contains(u.stdout.String(), "got\n") || !lockertest.Nobodys(l) {
+			t.Errorf("%s: printed %q, left %+v", s, u.stdout, l)
+		}
+	}
+	u := r.start("a", "--", "sleep", "100")
+	r.Await("a", lockertest.WithWaiters(0))
+	u.Process.Signal(syscall.SIGTERM)
+	u.wait(128 + int(syscall.SIGTERM))
+}
+
+// A signal while it waits gives the place back.
+func TestRunSignalWhileWaiting(t *testing.T) {
+	r := newRuns(t)
+	r.Want("PUT", "/lock/a", jane, http.StatusOK)
+	u := r.start("a", "--", "echo", "ran")
+	u.stderr.Await(t, `waiting: lock a is held with the key k by jane .*; george@\S+ is next in line`)
+	u.Process.Signal(syscall.SIGTERM)
+	u.wait(128 + int(syscall.SIGTERM))
+	if l := r.Lock("a"); len(l.Waiters) != 0 || u.stdout.String() != "" {
+		t.Errorf("left %+v, printed %q", l, u.stdout)
+	}
+}
+
+// A hang-up that was ignored stays ignored, as nohup(1) has it.
+func TestRunUnderNohup(t *testing.T) {
+	r := newRuns(t)
+	u := r.startWith(func(c *exec.Cmd) {
+		c.Args = append([]string{"sh", "-c", `trap "" HUP; exec "$@"`, "sh", c.Path}, c.Args[1:]...)
+		c.Path = "/bin/sh"
+	}, "a", "--", "sh", "-c", "echo ready; sleep 1; echo done")
+	u.stdout.Await(t, "ready")
+	u.Process.Signal(syscall.SIGHUP)
+	u.wait(0)
+	if !strings.Contains(u.stdout.String(), "done") {
+		t.Errorf("printed %q", u.stdout)
+	}
+}
+
+// Ctrl-C at a terminal reaches the command once, and it reads what is typed there.
+func TestRunAtATerminal(t *testing.T) {
+	r := newRuns(t)
+	terminal, keyboard := openTerminal(t)
+	u := r.startWith(func(c *exec.Cmd) {
+		c.Stdin, c.Stderr = terminal, terminal
+		c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
+	}, "a", "--", "sh", "-c", `n=0; trap 'n=$((n+1))' INT; read line; echo "read $line"; while test -z "$done"; do sleep 1; test $n -gt 0 && done=yes; done; sleep 1; echo "INT $n"`)
+	r.Await("a", lockertest.WithWaiters(0))
+	io.WriteString(keyboard, "hello\n")
+	u.stdout.Await(t, "read hello")
+	io.WriteString(keyboard, "\x03")
+	u.stdout.Await(t, `INT 1\n`)
+	u.wait(0)
+}
+
+// short are the flags of a hold that ends soon: it is renewed every 1.75 s, and lost
+// when that has failed for 3.9 s.
+var short = []string{"-ttl", "7s", "-grace", "100ms"}
+
+const shortTTL = 7 * time.Second
+
+// stubborn does not end by TERM, and writes down when it lives.
+const stubborn = `trap "echo TERM" TERM; echo ready; while :; do sleep 0.05; date +%s.%N > "$0"; done`
+
+// lastSeen returns when a stubborn command last was alive.
+func lastSeen(t *testing.T, path string) time.Time {
+	t.Helper()
+	var seconds float64
+	if _, err := fmt.Sscan(lockertest.Read(t, path), &seconds); err != nil {
+		t.Fatal(err)
+	}
+	return time.UnixMicro(int64(seconds * 1e6))
+}
+
+// However a hold is lost, the command gets TERM, then KILL, and has ended before
+// anybody else can have the lock by the ttl; the status is 70.
+func TestRunLost(t *testing.T) {
+	for name, lose := range map[string]func(r *runs) (sent time.Time){
+		"forced": func(r *runs) time.Time {
+			r.Want("DELETE", "/lock/a?force=true", "", http.StatusOK)
+			return time.Now()
+		},
+		"forced, and another's": func(r *runs) time.Time {
+			r.Want("DELETE", "/lock/a?force=true", "", http.StatusOK)
+			r.Want("PUT", "/lock/a", jane, http.StatusOK)
+			return time.Now()
+		},
+		"the locker gone": func(r *runs) time.Time {
+			r.Kill()
+			return time.Now()
+		},
+		"the locker hangs": func(r *runs) time.Time {
+			r.Process.Signal(syscall.SIGSTOP)
+			r.t.Cleanup(func() { r.Process.Signal(syscall.SIGCONT) })
+			return time.Now()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRuns(t)
+			alive := filepath.Join(t.TempDir(), "alive")
+			u := r.start(append(short, "a", "--", "bash", "-c", stubborn, alive)...)
+			u.stdout.Await(t, "ready")
+			lost := lose(r)
+			u.wait(70)
+			if ended := lastSeen(t, alive); ended.Sub(lost) > shortTTL-2*time.Second {
+				t.Errorf("the command lived for %s", ended.Sub(lost))
+			}
+			if !strings.Contains(u.stdout.String(), "TERM\n") || !regexp.MustCompile(`locker run: the lock is lost: .*: the command gets TERM, and KILL 100ms later\n`).MatchString(u.stderr.String()) {
+				t.Errorf("printed %q, said %q", u.stdout, u.stderr)
+			}
+		})
+	}
+}
+
+// An outage shorter than the ttl loses nothing.
+func TestRunOverARestart(t *testing.T) {
+	r := newRuns(t)
+	u := r.start(append(short, "a", "--", "sleep", "8")...)
+	r.Await("a", lockertest.WithWaiters(0))
+	r.Kill()
+	time.Sleep(1500 * time.Millisecond)
+	r.Restart()
+	u.wait(0)
+	if l := r.Lock("a"); l.Revision == 0 || !lockertest.Nobodys(l) {
+		t.Errorf("left %+v", l)
+	}
+}
+
+// A locker that comes back without the hold is not asked for it again: others may
+// have had it meanwhile.
+func TestRunIsNotTakenAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "locker.json")
+	r := newRuns(t, "LOCKER_CONFIG="+path)
+	u := r.start(append(short, "a", "--", "sleep", "100")...)
+	r.Await("a", lockertest.WithWaiters(0))
+	r.Kill()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	r.Restart()
+	u.wait(70)
+	if said := u.stderr.String(); !strings.Contains(said, "409 Conflict: this ticket is from before the locker's start") || strings.Contains(r.Log.String(), "msg=grant") {
+		t.Errorf("said %s, log %s", said, r.Log)
+	}
+}
+
+// With -keep-going a loss is a warning.
+func TestRunKeepsGoing(t *testing.T) {
+	r := newRuns(t)
+	u := r.start(append(short, "-keep-going", "a", "--", "sleep", "3")...)
+	r.Await("a", lockertest.WithWaiters(0))
+	r.Want("DELETE", "/lock/a?force=true", "", http.StatusOK)
+	u.wait(0)
+	if !strings.Contains(u.stderr.String(), "the lock is lost: ") || !strings.Contains(u.stderr.String(), ": the command goes on\n") {
+		t.Errorf("said %s", u.stderr)
+	}
+}
+
+// When `locker run` itself is killed, its command gets TERM, and the lock is free
+// after the ttl.
+func TestRunKilled(t *testing.T) {
+	r := newRuns(t)
+	u := r.start(append(short, "a", "--", "sh", "-c", `trap "echo TERM; exit" TERM; echo ready; while :; do sleep 0.05; done`)...)
+	u.stdout.Await(t, "ready")
+	u.Process.Kill()
+	start := time.Now()
+	u.stdout.Await(t, "TERM")
+	r.Await("a", lockertest.Nobodys)
+	if took := time.Since(start); took > shortTTL+2*time.Second {
+		t.Errorf("free after %s", took)
+	}
+}
+
+// Credentials reach the locker, and nobody else.
+func TestRunCredentials(t *testing.T) {
+	r := newRuns(t, "AUTH_USER=george", "AUTH_PASS=CANARY")
+	u := r.start("-quiet", "a", "--", "true")
+	u.wait(69)
+	if said := u.stderr.String(); !strings.Contains(said, "set LOCKER_USERNAME and LOCKER_PASSWORD to the locker's AUTH_USER and AUTH_PASS") {
+		t.Errorf("said %s", said)
+	}
+	r.env = append(r.env, "LOCKER_USERNAME=george", "LOCKER_PASSWORD=CANARY")
+	u = r.start("a", "--", "sh", "-c", "echo ready; sleep 1")
+	u.stdout.Await(t, "ready")
+	line := lockertest.Read(t, fmt.Sprintf("/proc/%d/cmdline", u.Process.Pid))
+	u.wait(0)
+	if strings.Contains(line+u.stderr.String()+r.Log.String(), "CANARY") {
+		t.Errorf("the password is in %q, %s or %s", line, u.stderr, r.Log)
+	}
+}
+
+// The locker's authority can be a file or a variable's PEM.
+func TestRunTLS(t *testing.T) {
+	certFile, keyFile := lockertest.NewCertificate(t, t.TempDir(), "locker")
+	r := newRuns(t, "SSL_CERT="+certFile, "SSL_KEY="+keyFile)
+	env := r.env
+	for _, row := range []struct {
+		status int
+		env    string
+		args   []string
+	}{
+		{69, "", nil}, {0, "", []string{"-ca-cert", certFile}}, {0, "", []string{"-insecure"}}, {2, "", []string{"-ca-cert", "/missing"}},
+		{0, "LOCKER_CA_CERT=" + certFile, nil}, {0, "LOCKER_CA_CERT=" + lockertest.Read(t, certFile), nil},
+		{0, "LOCKER_SKIP_SSL_VALIDATION=true", nil}, {2, "LOCKER_SKIP_SSL_VALIDATION=yes", nil},
+	} {
+		r.env = append(env, row.env)
+		r.start(append(row.args, "a", "--", "true")...).wait(row.status)
+	}
+}
+
+// `locker run` costs little beside its command.
+func TestRunCost(t *testing.T) {
+	s := lockertest.Start(t, "LOCKER_CONFIG="+inMemory(t)+"/locker.json") // where a commit costs nothing
+	program := lockertest.Released(t, "locker")
+	time1 := func(name string, args ...string) time.Duration {
+		cmd := exec.Command(name, args...)
+		cmd.Env = []string{"LOCKER_URI=" + s.URL, "PATH=" + os.Getenv("PATH")}
+		start := time.Now()
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return time.Since(start)
+	}
+	floor, run := time.Hour, time.Hour
+	for range 20 {
+		floor, run = min(floor, time1("true")), min(run, time1(program, "run", "-quiet", "a", "--", "true"))
+	}
+	t.Logf("%s beside %s", run, floor)
+	if run-floor > maxCost {
+		t.Errorf("locker run takes %s, true %s: the difference should be at most %s", run, floor, maxCost)
+	}
+}
+
+// inMemory returns a folder whose files are in memory.
+func inMemory(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "locker-")
+	if err != nil {
+		lockertest.Skip(t, err.Error())
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// Nobody holds a lock with a run at the same time.
+func TestRunExcludes(t *testing.T) {
+	r := newRuns(t)
+	counter := filepath.Join(t.TempDir(), "n")
+	lockertest.WriteFile(t, counter, []byte("0"))
+	var all []*under
+	for range 8 {
+		all = append(all, r.start("-quiet", "a", "--", "sh", "-c", `n=$(cat "$0"); sleep 0.05; echo $((n+1)) > "$0"`, counter))
+	}
+	for _, u := range all {
+		u.wait(0)
+	}
+	if got := strings.TrimSpace(lockertest.Read(t, counter)); got != "8" {
+		t.Errorf("counted %s", got)
+	}
+	r.Await("a", func(l resource.Lock) bool { return lockertest.Nobodys(l) })
+	if !bytes.Contains([]byte(r.Log.String()), []byte("locked_by=george@")) {
+		t.Errorf("who holds is not named:\n%s", r.Log)
+	}
+}
