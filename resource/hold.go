@@ -93,7 +93,7 @@ func NotFree(err error) bool {
 // nil. Otherwise the hold is lost: its error is ErrLost, with why.
 func (h *Hold) Keep(ctx context.Context) error {
 	ttl := time.Duration(h.claim.params.ttl)
-	next := h.sent.Add(ttl / 4)
+	next, why := h.sent.Add(ttl/4), error(nil)
 	for {
 		select {
 		case <-ctx.Done():
@@ -101,21 +101,27 @@ func (h *Hold) Keep(ctx context.Context) error {
 		case <-time.After(time.Until(next)):
 		}
 		end := h.sent.Add(ttl - h.spare)
-		err := h.renew(ctx, min(time.Until(end), answerTime))
-		if err == nil || ctx.Err() != nil {
+		left := time.Until(end)
+		if left <= 0 && why == nil {
+			why = errors.New("this process stood still")
+		}
+		if left <= 0 {
+			return fmt.Errorf("%w: it was not renewed for %s: %w", ErrLost, age(time.Since(h.sent)), why)
+		}
+		why = h.renew(ctx, min(left, answerTime))
+		if why == nil || ctx.Err() != nil {
 			next = h.sent.Add(ttl / 4)
 			continue
 		}
-		if f, ok := errors.AsType[*failure](err); !ok || f.stale {
-			return fmt.Errorf("%w: %w", ErrLost, err)
+		switch f, ok := errors.AsType[*failure](why); {
+		case !ok:
+			return fmt.Errorf("%w: %w", ErrLost, why)
+		case f.stale:
+			return fmt.Errorf("%w: it was forced, or expired, or the locker's state is another one", ErrLost)
 		}
-		left := time.Until(end)
-		if left <= 0 {
-			return fmt.Errorf("%w: it was not renewed for %s: %w", ErrLost, age(time.Since(h.sent)), err)
-		}
-		pause := min(max(ttl/32, time.Second), left)
+		pause := min(max(ttl/32, time.Second), max(time.Until(end), 0))
 		next = time.Now().Add(pause)
-		h.claim.say.warn("lock %s was not renewed: %s: trying again in %s", h.claim.name, err, pause.Round(100*time.Millisecond))
+		h.claim.say.warn("lock %s was not renewed: %s: trying again in %s", h.claim.name, why, pause.Round(100*time.Millisecond))
 	}
 }
 

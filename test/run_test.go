@@ -210,11 +210,11 @@ func TestRunAtATerminal(t *testing.T) {
 	u.wait(0)
 }
 
-// short are the flags of a hold that ends soon: it is renewed every 1.75 s, and lost
-// when that has failed for 3.9 s.
-var short = []string{"-ttl", "7s", "-grace", "100ms"}
+// short are the flags of a hold that ends soon: it is renewed every 2 s, and lost
+// when that has failed for 4 s.
+var short = []string{"-ttl", "8s", "-grace", "1s"}
 
-const shortTTL = 7 * time.Second
+const shortTTL = 8 * time.Second
 
 // stubborn does not end by TERM, and writes down when it lives.
 const stubborn = `trap "echo TERM" TERM; echo ready; while :; do sleep 0.05; date +%s.%N > "$0"; done`
@@ -262,7 +262,7 @@ func TestRunLost(t *testing.T) {
 			if ended := lastSeen(t, alive); ended.Sub(lost) > shortTTL-2*time.Second {
 				t.Errorf("the command lived for %s", ended.Sub(lost))
 			}
-			if !strings.Contains(u.stdout.String(), "TERM\n") || !regexp.MustCompile(`locker run: the lock is lost: .*: the command gets TERM, and KILL 100ms later\n`).MatchString(u.stderr.String()) {
+			if !strings.Contains(u.stdout.String(), "TERM\n") || !regexp.MustCompile(`locker run: the lock is lost: .*: the command gets TERM, and KILL 1s later\n`).MatchString(u.stderr.String()) {
 				t.Errorf("printed %q, said %q", u.stdout, u.stderr)
 			}
 		})
@@ -296,8 +296,22 @@ func TestRunIsNotTakenAgain(t *testing.T) {
 	}
 	r.Restart()
 	u.wait(70)
-	if said := u.stderr.String(); !strings.Contains(said, "409 Conflict: this ticket is from before the locker's start") || strings.Contains(r.Log.String(), "msg=grant") {
+	if said := u.stderr.String(); !strings.Contains(said, "it was forced, or expired, or the locker's state is another one") || strings.Contains(r.Log.String(), "msg=grant") {
 		t.Errorf("said %s, log %s", said, r.Log)
+	}
+}
+
+// One that stood still for longer than its ttl does not trust its hold.
+func TestRunStopped(t *testing.T) {
+	r := newRuns(t)
+	u := r.start(append(short, "a", "--", "sleep", "100")...)
+	r.Await("a", lockertest.WithWaiters(0))
+	u.Process.Signal(syscall.SIGSTOP)
+	r.Await("a", lockertest.Nobodys)
+	u.Process.Signal(syscall.SIGCONT)
+	u.wait(70)
+	if said := u.stderr.String(); !strings.Contains(said, ": this process stood still: the command gets TERM") {
+		t.Errorf("said %s", said)
 	}
 }
 

@@ -1,0 +1,140 @@
+package resource
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// holding is a hold of `locker run` against a server in a bubble.
+type holding struct {
+	*Hold
+	asked  record
+	answer func(since time.Duration) (status int, body string) // of a renewal
+	said   strings.Builder
+}
+
+const hangs, breaks = 0, 1 // statuses of a server that does not answer
+
+// holdFor takes a lock for 2 minutes, to be lost 13 s before their end.
+func holdFor(t *testing.T, answer func(since time.Duration) (int, string)) *holding {
+	t.Helper()
+	h := &holding{answer: answer}
+	start := time.Now()
+	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		h.asked.note(r)
+		if len(h.asked.all()) == 1 {
+			answerWith(w, http.StatusOK, grantJSON)
+			return
+		}
+		status, body := h.answer(time.Since(start))
+		switch status {
+		case hangs:
+			hold(r, time.Hour)
+			return
+		case breaks:
+			panic(http.ErrAbortHandler)
+		}
+		answerWith(w, status, body)
+	})
+	p := &program{getenv: func(string) string { return "" }, say: &speaker{w: &h.said, plain: true}, dial: s.dial}
+	w := Wish{URI: "http://locker.example", Lock: "myLock", Key: "k", LockedBy: "me", TTL: 2 * time.Minute, Spare: 13 * time.Second}
+	take, err := w.take(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h.Hold, err = take(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+const (
+	repeatJSON  = `{"response":"lock myLock was acquired by me with the key k before, by this same claim","lock":{"key":"k","locked_by":{"me":1},"holders":[{"locked_by":"me","since":"2026-11-23T10:00:00Z","token":9}],"waiters":[],"revision":9},"token":9,"repeat":true}`
+	anotherJSON = `{"response":"lock myLock acquired by me with the key k","lock":{"key":"k","locked_by":{"me":1},"holders":[{"locked_by":"me","since":"2026-11-23T10:00:00Z","token":12}],"waiters":[],"revision":12},"token":12}`
+)
+
+// A hold is renewed every quarter of its ttl, with the ticket that it was taken with,
+// for as long as it lasts.
+func TestHoldIsRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := holdFor(t, func(time.Duration) (int, string) { return http.StatusOK, repeatJSON })
+		start := time.Now()
+		if err := h.Keep(abortAfter(t, 10*time.Minute+time.Second)); err != nil || time.Since(start) != 10*time.Minute+time.Second {
+			t.Errorf("error %v after %s", err, time.Since(start))
+		}
+		all := h.asked.all()
+		if len(all) != 21 {
+			t.Errorf("%d requests", len(all))
+		}
+		for i, a := range all[1:] {
+			if a.at.Sub(start) != time.Duration(i+1)*30*time.Second || !strings.Contains(a.body, `"ttl":"2m0s"`) || !strings.Contains(a.body, `"ticket":"1.1"`) || strings.Contains(a.body, `"wait"`) {
+				t.Fatalf("at %s %s", a.at.Sub(start), a.body)
+			}
+		}
+		if h.Token != 9 {
+			t.Errorf("token %d", h.Token)
+		}
+	})
+}
+
+// A hold is lost at once when the server says so, and otherwise so long before the
+// end of its ttl that a command can be ended first.
+func TestHoldIsLost(t *testing.T) {
+	outage := func(from, to time.Duration) func(time.Duration) (int, string) {
+		return func(since time.Duration) (int, string) {
+			if since >= from && since < to {
+				return breaks, ""
+			}
+			return http.StatusOK, repeatJSON
+		}
+	}
+	always := func(status int, body string) func(time.Duration) (int, string) {
+		return func(time.Duration) (int, string) { return status, body }
+	}
+	for _, row := range []struct {
+		name   string
+		answer func(time.Duration) (int, string)
+		after  time.Duration // 0: never
+		says   string
+	}{
+		{"held by another", always(http.StatusLocked, queuedJSON), 30 * time.Second, "lock myLock is held"},
+		{"the ticket too old", always(http.StatusConflict, `{"error":"this ticket is too old"}`), 30 * time.Second, "it was forced, or expired"},
+		{"granted anew", always(http.StatusOK, anotherJSON), 30 * time.Second, "it was somebody else's meanwhile, or free"},
+		{"an outage for ever", outage(time.Minute, time.Hour), 30*time.Second + 107*time.Second, "it was not renewed for 1m47s: "},
+		{"a short outage", outage(time.Minute, 2*time.Minute), 0, ""},
+		{"no room", always(http.StatusInsufficientStorage, `{"error":"the disk is full"}`), 107 * time.Second, "the disk is full"},
+		{"a changed password", always(http.StatusUnauthorized, `{"error":"no"}`), 107 * time.Second, "LOCKER_USERNAME"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := holdFor(t, row.answer)
+				start := time.Now()
+				err := h.Keep(abortAfter(t, 20*time.Minute))
+				if row.after == 0 {
+					if err != nil || !strings.Contains(h.said.String(), "lock myLock was not renewed: http://locker.example: the connection was closed before the answer: trying again in 3.8s") {
+						t.Errorf("error %v, said %s", err, h.said.String())
+					}
+					return
+				}
+				if !errors.Is(err, ErrLost) || !strings.Contains(err.Error(), row.says) || time.Since(start).Round(time.Second) != row.after {
+					t.Errorf("error %v after %s, want %s", err, time.Since(start), row.after)
+				}
+			})
+		})
+	}
+}
+
+// A server that hangs costs a hold no more time than one that is gone.
+func TestHoldOfAHangingServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := holdFor(t, func(time.Duration) (int, string) { return hangs, "" })
+		start := time.Now()
+		if err := h.Keep(t.Context()); !errors.Is(err, ErrLost) || time.Since(start) > 107*time.Second {
+			t.Errorf("error %v after %s", err, time.Since(start))
+		}
+	})
+}
