@@ -22,7 +22,7 @@ import (
 
 // documents are the README and what it leads to, in the order in which they are
 // read.
-var documents = []string{"README.md", "docs/api.md", "docs/pipelines.md", "docs/operate.md", "docs/several.md", "docs/design.md"}
+var documents = []string{"README.md", "docs/api.md", "docs/pipelines.md", "docs/run.md", "docs/coming-from.md", "docs/operate.md", "docs/several.md", "docs/design.md"}
 
 // block is a piece of a document that is to be pasted.
 type block struct {
@@ -89,6 +89,8 @@ var runBy = map[string]string{
 	"echo '{\"type\": \"locker\"": "TestRelease",
 	"cp locker.json":              "TestGoRun",
 	"bosh ":                       "nobody: it needs a BOSH director. TestReleasedBosh and TestBoshManifests look at what it is given",
+	"export LOCKER_URI=":          "TestRunAsDocumented",
+	"locker run ":                 "TestRunAsDocumented",
 	"locker import":               "TestImportExport",
 	"locker export":               "TestImportExport",
 	"etcdctl user add":            "TestRoles",

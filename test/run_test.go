@@ -413,6 +413,30 @@ func inMemory(t *testing.T) string {
 	return dir
 }
 
+// What docs/run.md and the README paste works.
+func TestRunAsDocumented(t *testing.T) {
+	r := newRuns(t, "AUTH_USER=test", "AUTH_PASS=test")
+	dir := t.TempDir()
+	for _, name := range []string{"deploy.sh", "migrate.sh"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\necho "+name+" under $LOCKER_LOCK\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	script := ""
+	for _, b := range readmeBlocks(t, "locker run ") {
+		if b.language == "sh" {
+			script += strings.Replace(b.text, "http://10.10.10.10:8910", r.URL, 1)
+		}
+	}
+	script = `locker() { "$LOCKER" "$@"; }; set -e` + "\n" + strings.ReplaceAll(script, "-- locker run", `-- "$LOCKER" run`)
+	cmd := exec.Command("sh", "-c", script)
+	cmd.Dir, cmd.Env = dir, append(r.env, "LOCKER="+lockertest.Program(t, "locker"), "LOCKER_USERNAME=test", "LOCKER_PASSWORD=test")
+	out, err := cmd.Output()
+	if want := "deploy.sh under staging\n"; err != nil || strings.Count(string(out), want) != 2 || !strings.Contains(string(out), "runner 1\nmigrate.sh under staging\n") {
+		t.Errorf("%v, printed %s", err, out)
+	}
+}
+
 // Nobody holds a lock with a run at the same time.
 func TestRunExcludes(t *testing.T) {
 	r := newRuns(t)
