@@ -127,7 +127,7 @@ func TestReleasedBosh(t *testing.T) {
 // unyaml reads YAML as Ruby does, which a director is written in.
 func unyaml(t *testing.T, text string, into any) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "ruby", "-r", "yaml", "-r", "json", "-e", "print JSON.generate(YAML.safe_load($stdin.read))")
+	cmd := exec.CommandContext(t.Context(), "ruby", "-r", "yaml", "-r", "json", "-e", "print JSON.generate(YAML.safe_load($stdin.read, aliases: true))")
 	cmd.Stdin = strings.NewReader(text)
 	out, err := cmd.Output()
 	if err != nil {

@@ -79,6 +79,7 @@ var runBy = map[string]string{
 	"go test -run '^$' -bench":    ".ci/run",
 	"go test -run '^$' -fuzz":     ".ci/run",
 	".ci/release linux/amd64":     "TestRelease",
+	"examples/tls.sh":             "TestExampleCertificateIsRenewed",
 	"docker load":                 "TestRelease",
 	"docker compose":              "TestReleasedCompose",
 	"docker tag":                  "TestRelease",
@@ -303,17 +304,14 @@ bad = [n for n in names if not re.fullmatch(r"[a-z][a-z0-9_.-]*", n)]
 if bad or steps - resources or len(names) < 3: sys.exit(f"names {bad}, not resources {steps - resources}, {len(names)} names")
 `
 
-// TestPipelinesLoad loads the YAML of the documents.
+// TestPipelinesLoad loads the YAML of the documents, and the example.
 func TestPipelinesLoad(t *testing.T) {
 	if err := exec.Command("/usr/bin/python3", "-c", "import yaml").Run(); err != nil {
 		lockertest.Skip(t, "python3-yaml: "+err.Error())
 	}
-	for _, name := range []string{"README.md", "docs/pipelines.md"} {
-		var texts []string
-		for _, found := range fenced.FindAllStringSubmatch(lockertest.Read(t, name), -1) {
-			if found[1] == "yaml" {
-				texts = append(texts, found[2])
-			}
+	for name, texts := range map[string][]string{"README.md": nil, "docs/pipelines.md": nil, "the example": {lockertest.Read(t, "examples/pipeline/pipeline.yml")}} {
+		if texts == nil {
+			texts = yamlBlocks(t, name)
 		}
 		cmd := exec.CommandContext(t.Context(), "/usr/bin/python3", "-c", readPipelines)
 		cmd.Stdin = strings.NewReader(strings.Join(texts, "\n-----\n"))
@@ -321,4 +319,14 @@ func TestPipelinesLoad(t *testing.T) {
 			t.Errorf("%s: %v: %s", name, err, out)
 		}
 	}
+}
+
+// yamlBlocks returns the YAML of a document.
+func yamlBlocks(t *testing.T, name string) (texts []string) {
+	for _, found := range fenced.FindAllStringSubmatch(lockertest.Read(t, name), -1) {
+		if found[1] == "yaml" {
+			texts = append(texts, found[2])
+		}
+	}
+	return texts
 }
