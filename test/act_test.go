@@ -83,9 +83,14 @@ func TestPageReleaseOne(t *testing.T) {
 	w.Log.Await(t, `msg=force .* locked_by=george .* person=zoe reason=one\n(?s:.*)msg=force .* locked_by=jane .* reason=all\n.*msg=force .* locked_by=ann .* reason=all\n`)
 }
 
-// holdBack has the page learn of no change until goOn is called.
-const holdBack = `const real = window.fetch;
-	window.fetch = (url, options) => /locks/.test(url) ? new Promise(done => { window.goOn = () => { window.fetch = real; done(real(url, options)); }; }) : real(url, options);`
+// holdBack has the page learn of no change until goOn is called in it.
+func (w *visit) holdBack() {
+	w.t.Helper()
+	w.run(`const real = window.fetch;
+		window.fetch = (url, options) => /locks/.test(url) ? new Promise(done => { window.goOn = () => { window.fetch = real; done(real(url, options)); }; }) : real(url, options);`, nil)
+	w.do("PUT", "/lock/other", jane) // for the request in flight
+	w.await("window.goOn")
+}
 
 // handOver has george hold lock a, which jane held.
 func (w *visit) handOver() {
@@ -97,17 +102,17 @@ func (w *visit) handOver() {
 // know yet, and afterwards the focus is where the person was.
 func TestPageChangedHands(t *testing.T) {
 	w := visitPage(t, nil, "412")
-	w.run(holdBack, nil)
 	w.do("PUT", "/lock/a", jane)
-	w.await("document.querySelector('.row .release') && window.goOn")
-	w.click(".row .release")
+	w.await("document.querySelector('.row .release')")
+	w.holdBack()
+	w.click("[data-lock=a] .release")
 	w.handOver()
 	w.keys("it hangs" + keyTab + "ann" + keyEnter)
 	w.has("It changed hands meanwhile: nothing was released.", "george holds it now.")
 	w.await("document.getElementById('releaseSure').hidden && document.activeElement.matches('.cancel')")
 	w.screenshot("changed hands")
 	w.run("goOn()", nil)
-	w.await("document.querySelector('.row').textContent.includes('george')")
+	w.await("document.querySelector('[data-lock=a]').textContent.includes('george')")
 	w.keys(keyEnter)
 	w.await("!document.getElementById('release').open && document.activeElement.closest('[data-lock]').dataset.lock === 'a'")
 	if _, got := w.do("GET", "/lock/a", ""); !strings.Contains(got, `"locked_by":{"george":1}`) {

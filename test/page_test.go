@@ -175,7 +175,7 @@ func TestPageMarkup(t *testing.T) {
 		t.Errorf("seen %+v", seen)
 	}
 	w.screenshot("markup")
-	w.run("document.querySelector('.card .holders .release').click()", nil)
+	w.run("place(arguments[0]).querySelector('.release').click()", nil, name)
 	w.has("Force-release " + name)
 	w.keys(markup + keyTab + markup + keyEnter)
 	w.has("Force-released " + turned)
