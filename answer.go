@@ -249,6 +249,9 @@ func (l *lock) overLimit() string {
 	if len(l.Waiters) >= maxWaiters {
 		return fmt.Sprintf("lock %s has %d waiters, more are not allowed: try again when some are gone", l.name, maxWaiters)
 	}
+	if !hasRoom(l, claim{Reason: strings.Repeat(".", mostBytes/100)}) {
+		return fmt.Sprintf("lock %s has %d holders and waiters, more do not fit into etcd: try again when some are gone", l.name, len(l.Holders)+len(l.Waiters))
+	}
 	return fmt.Sprintf("the locker has %d holders and waiters, more are not allowed: try again when some are gone", maxClaims)
 }
 

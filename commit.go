@@ -41,8 +41,9 @@ type store interface {
 type committer struct {
 	inbox    *inbox
 	store    store
-	confirm  func() error // nil: nobody else can change what is saved
-	farewell error        // for those who wait when the committer ends
+	confirm  func() error            // nil: nobody else can change what is saved
+	room     func(*lock, claim) bool // nil: a lock may have any size
+	farewell error                   // for those who wait when the committer ends
 	metrics  *metrics
 	log      *slog.Logger
 	wall     func() time.Time
@@ -257,6 +258,9 @@ func (c *committer) apply(b *batch) {
 	c.endings.trim(now)
 	b.draft = newDraft(c.state().state, c.endings, c.tickets.given(), now, c.places.asking(b.now))
 	b.draft.hungUp = c.places.hungUp
+	if c.room != nil {
+		b.draft.room = c.room
+	}
 	if !c.begun.Load() {
 		b.draft.begin()
 	}

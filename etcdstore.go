@@ -157,6 +157,29 @@ func without(s, other *state) (locks []*lock) {
 	return locks
 }
 
+// hasRoom reports whether a lock can have one more claim and still be one key of
+// etcd's.
+func hasRoom(l *lock, c claim) bool {
+	const few = 200 // of the longest names, links and reasons fit
+	if len(l.Holders)+len(l.Waiters) < few {
+		return true
+	}
+	size := sizeOfClaim(c)
+	for _, h := range l.Holders {
+		size += sizeOfClaim(claim{identity: identity{LockedBy: h.LockedBy, ID: h.ID}, Link: h.Link, Reason: h.Reason})
+	}
+	for _, w := range l.Waiters {
+		size += sizeOfClaim(w.claim)
+	}
+	return size <= mostBytes
+}
+
+// sizeOfClaim returns about how many bytes a claim has in etcd: its names, and what
+// is about them.
+func sizeOfClaim(c claim) int {
+	return 200 + len(c.Key) + len(c.LockedBy) + len(c.ID) + len(c.Link) + len(c.Reason)
+}
+
 // divide returns operations in parts that fit into a transaction; at least one.
 func divide(ops []etcdOp) [][]etcdOp {
 	parts, size := [][]etcdOp{nil}, 0

@@ -349,3 +349,31 @@ func TestLargeStateInEtcd(t *testing.T) {
 		t.Logf("%d locks: %v to save, %v to load", s.size(), saved.Sub(start), time.Since(saved))
 	}
 }
+
+// TestLockOfOneKey fills a lock with waiters until it would not be one key of
+// etcd's any more, and saves it.
+func TestLockOfOneKey(t *testing.T) {
+	b := newBench(t)
+	fill := func(words string, link, reason string) (n int, s *state) {
+		b.s = &state{}
+		for {
+			c := of(fmt.Sprintf("%s %s%d id%d", words, words, n, n))
+			c.Link, c.Reason = link, reason
+			var o outcome
+			o = b.batch(func(d *draft) outcome { d.room = hasRoom; return d.take("l", c, true) })[0]
+			if o.verdict == overLimit {
+				return n, b.s
+			}
+			n++
+		}
+	}
+	for _, long := range []string{"x", strings.Repeat("x", 255)} {
+		n, s := fill(long[:min(len(long), 240)], "http://ci.example/"+strings.Repeat("l", 2048-18), long)
+		l := s.look("l")
+		size := len(encode(l))
+		t.Logf("%d waiters in %d bytes", n, size)
+		if size > 3<<19 || size < 3<<18 || !strings.Contains(l.overLimit(), "more do not fit into etcd") {
+			t.Errorf("%d waiters in %d bytes: %s", n, size, l.overLimit())
+		}
+	}
+}

@@ -27,9 +27,10 @@ type draft struct {
 	// asking says whether a request of the waiter is in flight and, when
 	// none is, how long ago the last one ended.
 	asking  func(waiter uint64) (inFlight bool, away time.Duration)
-	hungUp  func(waiter uint64) bool // the connection of its request is closed
-	arrived map[uint64]bool          // waiters whose request was applied
-	coming  map[uint64]bool          // waiters whose request is in this batch
+	hungUp  func(waiter uint64) bool    // the connection of its request is closed
+	room    func(l *lock, c claim) bool // the lock may grow by the claim, as far as its size counts
+	arrived map[uint64]bool             // waiters whose request was applied
+	coming  map[uint64]bool             // waiters whose request is in this batch
 
 	own    map[*lock]bool     // locks that are the draft's to change
 	moved  map[uint64]outcome // what became of waiters: granted, withdrawn, or refused in the end
@@ -38,7 +39,7 @@ type draft struct {
 
 func newDraft(base *state, m *endings, given ticket, now time.Time, asking func(uint64) (bool, time.Duration)) *draft {
 	return &draft{
-		state: *base, recollection: newRecollection(m, given), base: base, now: now, asking: asking, hungUp: func(uint64) bool { return false },
+		state: *base, recollection: newRecollection(m, given), base: base, now: now, asking: asking, hungUp: func(uint64) bool { return false }, room: func(*lock, claim) bool { return true },
 		arrived: map[uint64]bool{}, coming: map[uint64]bool{}, own: map[*lock]bool{}, moved: map[uint64]outcome{},
 	}
 }
@@ -96,7 +97,7 @@ func (d *draft) take(name string, c claim, wait bool) outcome {
 	switch {
 	case !fits && !wait:
 		return outcome{verdict: refused}
-	case d.claims >= maxClaims || !fits && len(l.Waiters) >= maxWaiters:
+	case d.claims >= maxClaims || !fits && len(l.Waiters) >= maxWaiters, !d.room(l, c):
 		return outcome{verdict: overLimit}
 	}
 	l = d.edit(name)

@@ -279,7 +279,7 @@ func (n *node) serve(t *term) error {
 		return err
 	}
 	t.committer = c
-	t.confirm, t.farewell = store.confirm, errNotLeading
+	t.confirm, t.room, t.farewell = store.confirm, hasRoom, errNotLeading
 	n.metrics.takeovers.Add(1)
 	n.log.Info("leading", "term", t.number, "revision", t.state().revision, "locks", t.state().size(), "claims", t.state().claims)
 	n.leading.Store(t)
