@@ -113,7 +113,7 @@ func errorReply(err error) reply {
 	case errors.Is(err, errStopping), errors.Is(err, errNotLeading), errors.Is(err, errGone), errors.Is(err, errNotBegun),
 		errors.Is(err, errNotDone), errors.Is(err, errStale), errors.Is(err, errLost):
 		return problem(http.StatusServiceUnavailable, err.Error(), again)
-	case errors.Is(err, errDeposed):
+	case errors.Is(err, errDeposed), errors.Is(err, errDoubt):
 		return problem(http.StatusServiceUnavailable, "it is not known whether this was saved, and another locker may lead by now: ask again, with the same id", again)
 	case errors.Is(err, errUnknown):
 		return problem(http.StatusServiceUnavailable, "it is not known whether this was saved, and the locker restarts: ask again, with the same id", nil)

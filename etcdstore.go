@@ -33,8 +33,11 @@ var (
 	errNewer   = errors.New("the state in etcd is of a later version than this locker reads")
 )
 
-// errDeposed is what a leader learns from a transaction that was not applied.
-var errDeposed = fmt.Errorf("another locker leads now, or somebody else wrote to etcd: %w", errUnknown)
+// What ends a term: a transaction that was not applied, or of which nobody knows.
+var (
+	errDeposed = fmt.Errorf("another locker leads now, or somebody else wrote to etcd: %w", errUnknown)
+	errDoubt   = fmt.Errorf("etcd did not say: %w", errUnknown)
+)
 
 // etcdStore is the state in etcd as one leader has it. The writer owns it.
 type etcdStore struct {
@@ -103,7 +106,7 @@ func (st *etcdStore) save(s *state) (int, error) {
 	for i, part := range parts {
 		last, err := st.write(append([]etcdOp{putKey(st.keys.state(), s.head())}, part...))
 		if err != nil && i > 0 && !errors.Is(err, errUnknown) {
-			err = fmt.Errorf("part %d of %d: %w: %w", i+1, len(parts), errUnknown, err)
+			err = fmt.Errorf("part %d of %d: %w: %w", i+1, len(parts), errDoubt, err)
 		}
 		if err != nil {
 			return 0, fmt.Errorf("save state: %w", err)
@@ -212,7 +215,7 @@ func (st *etcdStore) write(ops []etcdOp) (int64, error) {
 		case err == nil:
 			return st.refute(answer, doubt && len(ops) > 0)
 		case isRefusal(err) && doubt:
-			return 0, fmt.Errorf("%w: %w, after an attempt that was not answered", errUnknown, err)
+			return 0, fmt.Errorf("%w: %w, after an attempt that was not answered", errDoubt, err)
 		case isRefusal(err):
 			return 0, err
 		}
@@ -220,7 +223,7 @@ func (st *etcdStore) write(ops []etcdOp) (int64, error) {
 			doubt = true
 		}
 		if time.Now().After(deadline) && doubt {
-			return 0, fmt.Errorf("%w: %w", errUnknown, err)
+			return 0, fmt.Errorf("%w: %w", errDoubt, err)
 		}
 		if time.Now().After(deadline) {
 			return 0, err

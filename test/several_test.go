@@ -37,7 +37,9 @@ func startLockers(t testing.TB, members, n int, env ...string) *lockers {
 		}
 		ls.all = append(ls.all, lockertest.Start(t, append(ls.env, "LISTEN="+address, "LOCKER_ADVERTISE="+scheme+"://"+address)...))
 	}
-	ls.leader(t)
+	if n > 0 {
+		ls.leader(t)
+	}
 	return ls
 }
 
