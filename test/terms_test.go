@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,6 +30,16 @@ func (ls *lockers) add(t testing.TB, etcd string) *lockertest.Locker {
 	return l
 }
 
+// freeze stops a process, and returns when none of its threads runs any more.
+func freeze(t testing.TB, l *lockertest.Locker) {
+	t.Helper()
+	l.Process.Signal(syscall.SIGSTOP)
+	lockertest.Eventually(t, "the process is stopped", func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", l.Process.Pid))
+		return err == nil && !slices.ContainsFunc(threads, func(name string) bool { return !strings.Contains(lockertest.Read(t, name), ") T ") })
+	})
+}
+
 // put sends a request on a connection of its own, and returns where its answer is
 // to be read. It is answered here or not at all: it says that it was passed on.
 func put(t testing.TB, l *lockertest.Locker, method, path, body string) *bufio.Reader {
@@ -44,8 +56,24 @@ func put(t testing.TB, l *lockertest.Locker, method, path, body string) *bufio.R
 
 // TestWokenLeader stops a leader with requests in its sockets, lets another lead
 // and the lock change hands, and wakes it without a word about its lease: only the
-// transactions can tell it that it was replaced.
+// transactions can tell it that it was replaced. What would change nothing is asked
+// alone, since a change beside it is refused in any case.
 func TestWokenLeader(t *testing.T) {
+	for name, asked := range map[string][][2]string{
+		"changes": {{"PUT /lock/free", `{"key": "late", "id": "3"}`}, {"PUT /lock/l", `{"key": "k", "id": "1"}`}, {"DELETE /lock/l", `{"key": "k", "id": "1"}`}, {"DELETE /lock/l?force=true", ""}, {"GET /locks", ""}},
+		"repeat":  {{"PUT /lock/l", `{"key": "k", "id": "1"}`}},
+		"refused": {{"PUT /lock/l", `{"key": "other"}`}},
+		"nothing": {{"DELETE /lock/free", `{"key": "k"}`}},
+		"ticket":  {{"GET /lock/l?ticket=true", ""}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			wakeLeader(t, asked)
+		})
+	}
+}
+
+func wakeLeader(t *testing.T, asked [][2]string) {
 	ls := startLockers(t, 1, 0)
 	network := newEtcdNet(t, ls.etcd.URLs[0])
 	old := ls.add(t, network.URL)
@@ -53,14 +81,8 @@ func TestWokenLeader(t *testing.T) {
 	next := ls.add(t, ls.etcd.URLs[0])
 	ls.leader(t)
 	old.Want("PUT", "/lock/l", `{"key": "k", "id": "1"}`, 200)
-	old.Want("PUT", "/lock/free", `{"key": "k", "id": "2"}`, 200)
-	old.Want("DELETE", "/lock/free", `{"key": "k", "id": "2"}`, 200)
-	old.Process.Signal(syscall.SIGSTOP)
+	freeze(t, old)
 	var answers []*bufio.Reader
-	asked := [][2]string{
-		{"PUT /lock/free", `{"key": "late", "id": "3"}`}, {"PUT /lock/l", `{"key": "k", "id": "1"}`}, {"DELETE /lock/l", `{"key": "k", "id": "1"}`},
-		{"DELETE /lock/l?force=true", ""}, {"GET /lock/l?ticket=true", ""}, {"GET /locks", ""},
-	}
 	for _, a := range asked {
 		method, path, _ := strings.Cut(a[0], " ")
 		answers = append(answers, put(t, old, method, path, a[1]))
@@ -89,6 +111,11 @@ func TestWokenLeader(t *testing.T) {
 	if after := string(next.Want("GET", "/locks", "", 200)); after != before {
 		t.Errorf("the locks were %s, and are %s", before, after)
 	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("%s", old.Log)
+		}
+	})
 	lockertest.Eventually(t, "the old leader follows", func() bool { h := healthOf(old); return h.Status == "standby" && h.Leader == next.URL })
 }
 
@@ -106,7 +133,7 @@ func TestForwardsAreCut(t *testing.T) {
 	}
 	go wait("PUT", "/lock/l", `{"key": "other", "id": "1", "wait": "55s"}`)
 	standby.Await("l", lockertest.WithWaiters(1))
-	ls.all[leader].Process.Signal(syscall.SIGSTOP)
+	freeze(t, ls.all[leader])
 	go wait("PUT", "/lock/m", `{"key": "k", "id": "2"}`)
 	start := time.Now()
 	for range 2 {
