@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net"
 	"net/http"
 	"time"
 
@@ -81,6 +82,10 @@ func (n *node) forward(r *http.Request, body []byte) (reply, error) {
 	}
 	if rep.status == http.StatusOK && r.Method == http.MethodPut {
 		rep.giveBack = n.undo(r, body, rep)
+	}
+	if conn, _ := r.Context().Value(connKey{}).(net.Conn); rep.giveBack != nil && conn != nil && closedByPeer(conn) {
+		rep.giveBack()
+		return reply{}, errGone
 	}
 	return rep, nil
 }

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,6 +22,8 @@ const (
 	peerDial   = time.Second
 	peerAnswer = maxWait + 20*time.Second // until the header of an answer
 	peerIdle   = 90 * time.Second         // half of what a locker keeps idle connections
+	leaveTime  = 5 * time.Second          // for the answer to a client that has gone
+	watchPause = time.Second              // between looks at a client that waits
 	peerConns  = 256                      // that are kept for the next requests
 )
 
@@ -83,20 +86,20 @@ func pinned(cert string) *tls.Config {
 // send passes on a request and returns the answer to it. An error that wraps
 // errNotDone says that it was surely not done; after any other, nobody knows.
 func (p *peer) send(r *http.Request, body []byte) (reply, error) {
-	ctx, cancel := context.WithCancel(r.Context())
+	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
 	defer cancel()
 	defer context.AfterFunc(p.ctx, cancel)()
+	l := &line{cancel: cancel}
+	defer context.AfterFunc(r.Context(), l.leave)()
 	if conn, _ := r.Context().Value(connKey{}).(net.Conn); conn != nil && r.Method == http.MethodPut {
-		go watchPeer(ctx, conn, cancel)
+		go watchClient(ctx, conn, l.leave)
 	}
-	sent := false
-	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { sent = true }}
-	req, err := p.request(httptrace.WithClientTrace(ctx, trace), r, body)
+	req, err := p.request(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: l.got}), r, body)
 	if err != nil {
 		return reply{}, fmt.Errorf("%w: %w", errNotDone, err)
 	}
 	resp, err := p.transport.RoundTrip(req)
-	if err != nil && !sent {
+	if err != nil && l.conn.Load() == nil {
 		return reply{}, fmt.Errorf("%w: %w", errNotDone, err)
 	}
 	if err != nil {
@@ -111,6 +114,39 @@ func (p *peer) send(r *http.Request, body []byte) (reply, error) {
 		return reply{}, err
 	}
 	return replyOf(resp, data), nil
+}
+
+// line is the connection on which a request is passed on.
+type line struct {
+	conn   atomic.Pointer[net.Conn] // nil: nothing was sent
+	left   atomic.Bool
+	cancel func()
+}
+
+func (l *line) got(info httptrace.GotConnInfo) {
+	l.conn.Store(&info.Conn)
+	if l.left.Load() {
+		l.hangUp()
+	}
+}
+
+// leave lets the leader notice that the client has gone. Its answer is read all
+// the same, if it comes: a grant in it must not be lost.
+func (l *line) leave() {
+	l.left.Store(true)
+	time.AfterFunc(leaveTime, l.cancel)
+	l.hangUp()
+}
+
+// hangUp closes the connection's one direction.
+func (l *line) hangUp() {
+	conn := l.conn.Load()
+	if conn == nil {
+		return
+	}
+	if half, ok := (*conn).(interface{ CloseWrite() error }); ok {
+		half.CloseWrite()
+	}
 }
 
 func (p *peer) request(ctx context.Context, r *http.Request, body []byte) (*http.Request, error) {
@@ -151,17 +187,17 @@ func replyOf(resp *http.Response, data []byte) reply {
 	return rep
 }
 
-// watchPeer cancels what was sent for a client that has closed its connection,
-// also when bytes that it sent ahead hide that.
-func watchPeer(ctx context.Context, conn net.Conn, cancel func()) {
+// watchClient calls gone when a client has closed its connection, also when bytes that
+// it sent ahead hide that from net/http.
+func watchClient(ctx context.Context, conn net.Conn, gone func()) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(time.Second):
+		case <-time.After(watchPause):
 		}
 		if closedByPeer(conn) {
-			cancel()
+			gone()
 			return
 		}
 	}
