@@ -359,8 +359,7 @@ func TestLockOfOneKey(t *testing.T) {
 		for {
 			c := of(fmt.Sprintf("%s %s%d id%d", words, words, n, n))
 			c.Link, c.Reason = link, reason
-			var o outcome
-			o = b.batch(func(d *draft) outcome { d.room = hasRoom; return d.take("l", c, true) })[0]
+			o := b.batch(func(d *draft) outcome { d.room = hasRoom; return d.take("l", c, true) })[0]
 			if o.verdict == overLimit {
 				return n, b.s
 			}

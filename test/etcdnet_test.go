@@ -55,6 +55,9 @@ func (n *etcdNet) set(rule func(path string) fate) {
 
 func (n *etcdNet) serve(w http.ResponseWriter, r *http.Request, to string) {
 	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
 	n.mu.Lock()
 	rule, open := n.rule, n.open
 	n.mu.Unlock()

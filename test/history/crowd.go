@@ -28,7 +28,7 @@ import (
 type Crowd struct {
 	t        testing.TB
 	http     *http.Client
-	url      atomic.Value // a string: where the locker is now
+	urls     atomic.Pointer[[]string] // where the lockers are now
 	start    time.Time
 	locks    int
 	seed     uint64
@@ -53,11 +53,12 @@ type visitor struct {
 
 const locksPerCrowd, visitorsPerCrowd = 20, 200
 
-// NewCrowd returns a crowd that has not yet begun, for the locker at url.
-func NewCrowd(t testing.TB, url string) *Crowd {
+// NewCrowd returns a crowd that has not yet begun, for the locker at url, or several
+// that serve the same locks.
+func NewCrowd(t testing.TB, urls ...string) *Crowd {
 	c := &Crowd{t: t, start: time.Now(), locks: locksPerCrowd, seed: rand.Uint64(), leaving: make(chan struct{})}
 	c.http = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: visitorsPerCrowd}}
-	c.url.Store(url)
+	c.urls.Store(&urls)
 	for n := range visitorsPerCrowd {
 		c.visitors = append(c.visitors, c.visitor(n))
 	}
@@ -102,9 +103,17 @@ func (c *Crowd) Look() { c.watcher.list() }
 // Died tells the crowd that the locker's process has ended.
 func (c *Crowd) Died() { c.deaths = append(c.deaths, time.Since(c.start)) }
 
+// TookOver tells the crowd when each of several lockers began to lead, but for the
+// first.
+func (c *Crowd) TookOver(at []time.Time) {
+	for _, t := range at {
+		c.deaths = append(c.deaths, t.Sub(c.start))
+	}
+}
+
 // Moved tells the crowd where the locker is from now on.
 func (c *Crowd) Moved(url string) {
-	c.url.Store(url)
+	c.urls.Store(&[]string{url})
 	c.Look()
 }
 
@@ -259,10 +268,16 @@ func (v *visitor) claim() asked {
 	return a
 }
 
+// url returns where the visitor asks next.
+func (v *visitor) url() string {
+	urls := *v.urls.Load()
+	return urls[v.random.IntN(len(urls))]
+}
+
 // ticket fetches one.
 func (v *visitor) ticket(lock string) string {
 	for v.t.Context().Err() == nil {
-		req, err := http.NewRequestWithContext(v.t.Context(), "GET", v.url.Load().(string)+"/lock/"+lock+"?ticket=true", nil)
+		req, err := http.NewRequestWithContext(v.t.Context(), "GET", v.url()+"/lock/"+lock+"?ticket=true", nil)
 		if err != nil {
 			panic(err)
 		}
@@ -396,7 +411,7 @@ func (v *visitor) ask(ctx context.Context, a asked, wait time.Duration) asked {
 		method = "DELETE"
 		body = encode(resource.Force{LockedBy: a.LockedBy, Reason: "soak"})
 	}
-	url := v.url.Load().(string) + "/lock/" + a.lock
+	url := v.url() + "/lock/" + a.lock
 	if a.what == "force" {
 		url += "?force=true"
 	}
@@ -427,9 +442,13 @@ func encode(v any) []byte {
 
 // list shows all locks, as many answers.
 func (v *visitor) list() map[string]resource.Lock {
-	sent := time.Since(v.start)
-	status, data := lockertest.SendBy(v.t.Context(), v.http, "GET", v.url.Load().(string)+"/locks", "")
-	ended := time.Since(v.start)
+	var sent, ended time.Duration
+	status, data := 0, []byte(nil)
+	for late := time.Now().Add(lockertest.Patience); status != http.StatusOK && time.Now().Before(late); {
+		sent = time.Since(v.start)
+		status, data = lockertest.SendBy(v.t.Context(), v.http, "GET", v.url()+"/locks", "")
+		ended = time.Since(v.start)
+	}
 	locks := map[string]resource.Lock{}
 	if err := json.Unmarshal(data, &locks); err != nil || status != http.StatusOK {
 		v.t.Fatalf("list: %d %s %v", status, data, err)
