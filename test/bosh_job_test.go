@@ -3,11 +3,13 @@ package test
 import (
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -34,6 +36,8 @@ class Context
     raise "Can't find property '#{name}'" if default.empty?
     default[0]
   end
+
+  def spec = Struct.new(:ip).new(ENV.fetch('INSTANCE_IP'))
 
   def render(template) = ERB.new(template, trim_mode: '-').result(binding)
 end
@@ -64,7 +68,7 @@ func render(t *testing.T, given properties) (files map[string]string, refused st
 	t.Helper()
 	need(t, "ruby")
 	cmd := exec.CommandContext(t.Context(), "ruby", "-e", director)
-	cmd.Dir = "bosh/jobs/locker"
+	cmd.Dir, cmd.Env = "bosh/jobs/locker", append(os.Environ(), "INSTANCE_IP=127.0.0.1")
 	cmd.Stdin = strings.NewReader(string(encode(map[string]any{"locker": given})))
 	var said strings.Builder
 	cmd.Stderr = &said
@@ -120,19 +124,27 @@ func TestBoshProperties(t *testing.T) {
 		"TLS":                    {given: properties{"address": "a", "tls": pair}, env: "LISTEN=a:8910 " + state + " PORT=8910" + secured},
 		"TLS as in 2017":         {given: properties{"address": "a", "ssl_cert": "CERT", "ssl_key": "KEY"}, env: "LISTEN=a:8910 " + state + " PORT=8910" + secured},
 		"empty ones of 2017":     {given: properties{"address": "a", "user": "", "password": "", "ssl_cert": "", "ssl_key": ""}, env: "LISTEN=a:8910 " + state + " PORT=8910"},
+		"etcd": {given: properties{"user": "u", "password": "p", "etcd": properties{"urls": "http://10.0.0.1:2379,http://10.0.0.2:2379"}},
+			env: "AUTH_PASS=p AUTH_USER=u LOCKER_ADVERTISE=http://127.0.0.1:8910 " + state + " LOCKER_ETCD=http://10.0.0.1:2379,http://10.0.0.2:2379 LOCKER_ETCD_PREFIX=/locker/ PORT=8910"},
+		"all of etcd": {given: properties{"address": "a", "tls": pair, "etcd": properties{"urls": []string{"https://x:2379", "https://y:2379"}, "prefix": "/l/", "user": "eu", "password": "$ep", "ca": "CA", "tls": pair}},
+			env: "LISTEN=a:8910 LOCKER_ADVERTISE=https://127.0.0.1:8910 " + state + " LOCKER_ETCD=https://x:2379,https://y:2379 LOCKER_ETCD_CA=/var/vcap/jobs/locker/config/etcd_ca.crt LOCKER_ETCD_CERT=/var/vcap/jobs/locker/config/etcd.crt LOCKER_ETCD_KEY=/var/vcap/jobs/locker/config/etcd.key LOCKER_ETCD_PASS=$ep LOCKER_ETCD_PREFIX=/l/ LOCKER_ETCD_USER=eu PORT=8910" + secured},
 
-		"nothing":                     {refused: "nobody could reach the locker"},
-		"misspelt":                    {given: properties{"user": "u", "pasword": "p"}, refused: "locker.user is set but locker.password is not"},
-		"a password only":             {given: properties{"password": "p"}, refused: "locker.password is set but locker.user is not"},
-		"a user only, at an address":  {given: properties{"user": "u", "address": "a"}, refused: "locker.user is set but locker.password is not"},
-		"a line's end in a password":  {given: properties{"user": "u", "password": "p\n"}, refused: "locker.password has a control character"},
-		"a control character in user": {given: properties{"user": "u\u0085", "password": "p"}, refused: "locker.user has a control character"},
-		"a colon in user":             {given: properties{"user": "a:b", "password": "p"}, refused: "locker.user has a colon"},
-		"a certificate only":          {given: properties{"address": "a", "ssl_cert": "CERT"}, refused: "locker.ssl_cert is set but locker.ssl_key is not"},
-		"a key only":                  {given: properties{"address": "a", "ssl_key": "KEY"}, refused: "locker.ssl_key is set but locker.ssl_cert is not"},
-		"half of TLS":                 {given: properties{"address": "a", "tls": properties{"certificate": "CERT"}}, refused: "locker.tls has no private_key"},
-		"the other half":              {given: properties{"address": "a", "tls": properties{"private_key": "KEY"}}, refused: "locker.tls has no certificate"},
-		"TLS twice":                   {given: properties{"address": "a", "tls": pair, "ssl_cert": "CERT", "ssl_key": "KEY"}, refused: "locker.tls and locker.ssl_cert are both set"},
+		"nothing":                         {refused: "nobody could reach the locker"},
+		"misspelt":                        {given: properties{"user": "u", "pasword": "p"}, refused: "locker.user is set but locker.password is not"},
+		"a password only":                 {given: properties{"password": "p"}, refused: "locker.password is set but locker.user is not"},
+		"a user only, at an address":      {given: properties{"user": "u", "address": "a"}, refused: "locker.user is set but locker.password is not"},
+		"a line's end in a password":      {given: properties{"user": "u", "password": "p\n"}, refused: "locker.password has a control character"},
+		"a control character in user":     {given: properties{"user": "u\u0085", "password": "p"}, refused: "locker.user has a control character"},
+		"a colon in user":                 {given: properties{"user": "a:b", "password": "p"}, refused: "locker.user has a colon"},
+		"a certificate only":              {given: properties{"address": "a", "ssl_cert": "CERT"}, refused: "locker.ssl_cert is set but locker.ssl_key is not"},
+		"a key only":                      {given: properties{"address": "a", "ssl_key": "KEY"}, refused: "locker.ssl_key is set but locker.ssl_cert is not"},
+		"half of TLS":                     {given: properties{"address": "a", "tls": properties{"certificate": "CERT"}}, refused: "locker.tls has no private_key"},
+		"the other half":                  {given: properties{"address": "a", "tls": properties{"private_key": "KEY"}}, refused: "locker.tls has no certificate"},
+		"etcd's user without password":    {given: properties{"address": "a", "etcd": properties{"urls": "u", "user": "u"}}, refused: "locker.etcd.user is set but locker.etcd.password is not"},
+		"a line's end in etcd's password": {given: properties{"address": "a", "etcd": properties{"urls": "u", "user": "u", "password": "p\n"}}, refused: "locker.etcd.password has a control character"},
+		"half of etcd's TLS":              {given: properties{"address": "a", "etcd": properties{"urls": "u", "tls": properties{"certificate": "CERT"}}}, refused: "locker.etcd.tls has no private_key"},
+		"etcd misspelt":                   {given: properties{"address": "a", "etcd": properties{"url": "u", "user": "u", "password": "p"}}, refused: "locker.etcd.user is set but locker.etcd.urls is not"},
+		"TLS twice":                       {given: properties{"address": "a", "tls": pair, "ssl_cert": "CERT", "ssl_key": "KEY"}, refused: "locker.tls and locker.ssl_cert are both set"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -145,19 +157,19 @@ func TestBoshProperties(t *testing.T) {
 			}
 			p := bpmProcess(t, files)
 			var env []string
-			for _, name := range []string{"AUTH_PASS", "AUTH_USER", "LISTEN", "LOCKER_CONFIG", "PORT", "SSL_CERT", "SSL_KEY"} {
-				if value, ok := p.Env[name]; ok {
-					env = append(env, name+"="+value)
-				}
+			for _, name := range slices.Sorted(maps.Keys(p.Env)) {
+				env = append(env, name+"="+p.Env[name])
 			}
-			if got := strings.Join(env, " "); got != test.env || len(env) != len(p.Env) {
-				t.Errorf("the environment is %q, want %q", p.Env, test.env)
+			if got := strings.Join(env, " "); got != test.env {
+				t.Errorf("the environment is %q, want %q", got, test.env)
 			}
 			if p.Name != "locker" || p.Executable != "/var/vcap/packages/locker/bin/locker" || !p.PersistentDisk || p.Limits.OpenFiles != 16384 {
 				t.Errorf("%+v", p)
 			}
-			if strings.Contains(test.env, "SSL_CERT") && (strings.TrimSpace(files["config/ssl.crt"]) != "CERT" || strings.TrimSpace(files["config/ssl.key"]) != "KEY") {
-				t.Errorf("the certificate is %q, its key %q", files["config/ssl.crt"], files["config/ssl.key"])
+			for setting, file := range map[string][2]string{"SSL_CERT": {"ssl.crt", "CERT"}, "SSL_KEY": {"ssl.key", "KEY"}, "LOCKER_ETCD_CA": {"etcd_ca.crt", "CA"}, "LOCKER_ETCD_CERT": {"etcd.crt", "CERT"}, "LOCKER_ETCD_KEY": {"etcd.key", "KEY"}} {
+				if got := strings.TrimSpace(files["config/"+file[0]]); p.Env[setting] != "" && got != file[1] || p.Env[setting] == "" && got != "" {
+					t.Errorf("%s is %q", file[0], got)
+				}
 			}
 		})
 	}
@@ -170,7 +182,7 @@ func TestBoshPropertiesAreDeclared(t *testing.T) {
 	unyaml(t, lockertest.Read(t, "bosh/jobs/locker/spec"), &spec)
 	used := map[string]bool{}
 	for template := range spec.Templates {
-		for _, name := range regexp.MustCompile(`locker\.[a-z]+(?:_[a-z]+)*`).FindAllString(lockertest.Read(t, "bosh/jobs/locker/templates/"+template), -1) {
+		for _, name := range regexp.MustCompile(`locker\.(?:etcd\.)?[a-z]+(?:_[a-z]+)*`).FindAllString(lockertest.Read(t, "bosh/jobs/locker/templates/"+template), -1) {
 			used[name] = true
 		}
 	}
@@ -319,4 +331,26 @@ func TestBoshTLS(t *testing.T) {
 			v.wantAll(true)
 		})
 	}
+}
+
+// Two instances serve one set of locks, once it was begun; the one that does not
+// lead is well too.
+func TestBoshSeveral(t *testing.T) {
+	t.Parallel()
+	etcd := lockertest.StartEtcd(t, 1)
+	given := properties{"address": "127.0.0.1", "etcd": properties{"urls": etcd.URLs}}
+	one := deploy(t, given)
+	one.wantAll(false)
+	transfer(t, []string{"LOCKER_ETCD=" + etcd.URLs[0]}, 0, "import", "-empty")
+	one.wantStatus("bin/post-start", true)
+	two := deploy(t, given)
+	two.wantStatus("bin/post-start", true)
+	one.Want("PUT", "/lock/a", `{"key": "k"}`, http.StatusOK)
+	two.Want("PUT", "/lock/a", `{"key": "other"}`, http.StatusLocked)
+	leads := []string{healthOf(one.Locker).Status, healthOf(two.Locker).Status}
+	if slices.Sort(leads); !slices.Equal(leads, []string{"ok", "standby"}) {
+		t.Errorf("%q", leads)
+	}
+	one.wantAll(true)
+	two.wantAll(true)
 }

@@ -86,7 +86,7 @@ func TestBoshManifests(t *testing.T) {
 			asked := command(t, ".", "cat", files...)
 			for _, v := range variable.FindAllStringSubmatch(text, -1) {
 				made := slices.ContainsFunc(d.Variables, func(known struct{ Name string }) bool { return known.Name == v[1] })
-				if !made && !strings.Contains(asked, "-v "+v[1]+"=") {
+				if !made && !strings.Contains(asked, "-v "+v[1]+"=") && !strings.Contains(asked, "--var-file "+v[1]+"=") {
 					t.Errorf("nobody makes ((%s)), or is asked for it", v[1])
 				}
 			}
