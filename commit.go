@@ -20,10 +20,10 @@ import (
 // requests in flight, so that a commit that fails loses none of it.
 
 const (
-	retryPause = time.Second          // between the saves that are tried while commits fail
-	longest    = time.Second          // that the writer may be late, or a commit take, before it counts as stopped
-	wallPause  = 5 * time.Second      // between looks at the wall clock, which may jump, while a ttl runs
-	gatherMost = 2 * time.Millisecond // about what clients of the same machine or network need to come back
+	retryPause = time.Second           // between the saves that are tried while commits fail
+	longest    = time.Second           // that the writer may be late, or a commit take, before it counts as stopped
+	wallPause  = 5 * time.Second       // between looks at the wall clock, which may jump, while a ttl runs
+	gatherMost = 10 * time.Millisecond // that others are waited for, however long a commit takes
 )
 
 var errRevision = fmt.Errorf("the state's revision is at %d, beyond which not every reader of JSON is exact: start with another state file", uint64(maxRevision))
@@ -337,8 +337,10 @@ func (c *committer) deliver(b *batch) {
 			tell(e.request, e.outcome)
 		}
 	}
-	c.inbox.expect(answered)
-	c.gathering = time.Now().Add(min(3*time.Since(b.now), gatherMost))
+	c.gathering = time.Time{}
+	if c.inbox.expect(answered, len(b.entries)) {
+		c.gathering = time.Now().Add(min(time.Since(b.now), gatherMost))
+	}
 }
 
 // reject answers the requests of a batch that was not committed. Those that

@@ -130,12 +130,17 @@ func (in *inbox) await(pause time.Duration) {
 	}
 }
 
-// expect says how many more requests are worth waiting for, beside those that
-// are queued.
-func (in *inbox) expect(more int) {
+// expect takes it that all who were answered will ask again, and reports whether
+// to wait for them: whether all who were expected before came, with the requests
+// of this commit, while it was under way. Then they take less time than a commit,
+// and together they need one less; otherwise the next one is better begun without
+// them. Who does not come is forgotten after some commits.
+func (in *inbox) expect(answered, had int) (worth bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.expected = more + len(in.requests)
+	missing := max(0, in.expected-had-len(in.requests))
+	in.expected = answered + len(in.requests) + missing*7/8
+	return missing == 0
 }
 
 // gather waits for the expected requests, until then at most.

@@ -354,3 +354,27 @@ func TestQueuedRequestCountsAsThere(t *testing.T) {
 		}
 	})
 }
+
+// Others are waited for when all who were answered came back within a commit, and
+// not when some did not; those who never do are forgotten.
+func TestExpect(t *testing.T) {
+	in := newInbox()
+	commit := func(answered, had, queued int) bool {
+		in.requests = make([]*request, queued)
+		return in.expect(answered, had)
+	}
+	for _, had := range []int{8, 8, 4} {
+		if !commit(had, had, 8-had) {
+			t.Error("all came back, and were not waited for")
+		}
+	}
+	if commit(4, 4, 3) {
+		t.Error("one did not come back in time, and is waited for")
+	}
+	commits := 1
+	for ; commits < 10 && !commit(1, 1, 0); commits++ {
+	}
+	if commits == 1 || commits == 10 {
+		t.Errorf("who went away is forgotten after %d commits", commits)
+	}
+}

@@ -47,7 +47,9 @@ type summary struct {
 type snapshot struct {
 	*state
 	replaced chan struct{}
-} // lock is one lock as the state file holds it. A free lock has no Key.
+}
+
+// lock is one lock as the state file holds it. A free lock has no Key.
 type lock struct {
 	name     string
 	Key      string   `json:"key"`
