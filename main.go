@@ -54,17 +54,21 @@ func main() {
 	os.Exit(status)
 }
 
-// ballastSize is of the heap that makes up for a small one: garbage is collected
-// when there is half of both. At 16 MiB and more that costs little time, and the
-// locker stays below 40 MiB.
-const ballastSize = 32 << 20
+// Garbage is collected when there is so much of it, in percent of the heap. The
+// ballast makes up for a small heap: from 17 MiB of garbage on, collecting it costs
+// little time, and the locker stays below 40 MiB; thousands of waiting connections
+// cost more memory than that, and do not wait for as much again.
+const (
+	garbagePercent = 30
+	ballastSize    = 56 << 20
+)
 
 // tune sets what Go's runtime does by default, unless the environment says
 // otherwise, to what a lock server needs. The ballast is to be kept alive: it
 // counts as heap, but as nothing is written to it, it takes no memory.
 func tune() (ballast []byte) {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50) // thousands of waiting connections cost more memory than collecting it costs time
+		debug.SetGCPercent(garbagePercent)
 		ballast = make([]byte, ballastSize)
 	}
 	if os.Getenv("GOMAXPROCS") == "" {
