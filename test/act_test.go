@@ -269,9 +269,9 @@ func TestPageHoldIsOver(t *testing.T) {
 	w.run("window.stayed = true", nil)
 	w.has("1. ann key by hand: ann")
 	w.hasNot("You wait for a")
-	w.await("!document.querySelector('.card')") // the place ends, as it does when a page is closed
-	if got := w.lock("a"); got.Waiting != 0 || got.Holders[0].LockedBy != "jane" {
-		t.Errorf("got %+v", got)
+	var asks int
+	if w.run("return claims.length", &asks); asks > 0 {
+		t.Errorf("it asks for %d locks", asks)
 	}
 }
 

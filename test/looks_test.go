@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cloudfoundry-community/locker/internal/lockertest"
+	"github.com/cloudfoundry-community/locker/resource"
 )
 
 // This file tests the page with much on it, and how it looks.
@@ -146,13 +147,16 @@ func (s *saved) free(lock string) {
 	s.locks[lock] = &savedLock{Revision: s.revision}
 }
 
-// attend has those who wait ask again, as they do after a restart: their places
-// are kept for 15 s.
-func (w *visit) attend(s *saved) {
-	ctx, cancel := context.WithCancel(w.t.Context())
-	w.t.Cleanup(cancel)
-	for name, l := range s.locks {
-		for _, c := range l.Waiters {
+// visitSaved is visitPage for a locker that starts with s. Those who wait ask
+// again, as they do after a restart: their places are kept for 15 s.
+func visitSaved(t *testing.T, s *saved, but ...string) *visit {
+	t.Helper()
+	l := lockertest.Start(t, append(s.write(t), credentials...)...)
+	w := &visit{nil, l, t}
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	for name, lock := range s.locks {
+		for _, c := range lock.Waiters {
 			body := string(encode(map[string]string{"key": c.Key, "locked_by": c.LockedBy, "id": c.ID, "link": c.Link, "wait": "50s"}))
 			go func() {
 				for ctx.Err() == nil {
@@ -161,6 +165,7 @@ func (w *visit) attend(s *saved) {
 			}()
 		}
 	}
+	return visitAt(t, l, l.URL+"/", but...)
 }
 
 // write writes the file, and returns an environment for a locker that starts
@@ -174,21 +179,13 @@ func (s *saved) write(t *testing.T) []string {
 
 // 500 locks with 20 waiters each are shown at once, followed and filtered.
 func TestPageMany(t *testing.T) {
-	s := newSaved()
-	for i := range 500 {
-		for j := range 21 {
-			s.take(0, fmt.Sprintf("environment-%03d", i), fmt.Sprint("key-", j), savedClaim{LockedBy: fmt.Sprintf("job-%d-%d", i, j), Link: fmt.Sprintf("https://ci.example/teams/main/pipelines/shop/jobs/job-%d/builds/%d", i, j)})
-		}
-	}
-	w := visitPage(t, s.write(t))
-	const all = "document.querySelectorAll('.card').length === 500"
-	w.await(all)
-	w.holdBack()                                                                       // nobody comes back for the places, which end after 15 s
+	w := visitPage(t, nil)
+	w.holdBack()
 	w.devtools("Performance.enable", map[string]any{"timeDomain": "threadTicks"}, nil) // what others do on this machine does not count
-	w.run("window.next = structuredClone(Object.fromEntries(locks)); show({}); drawn = atOnce", nil)
+	w.run("window.next = arguments[0]", nil, manyLocks(500, 20))
 	first := w.scripted(func() {
 		w.run("show(next)", nil)
-		w.await(all)
+		w.await("document.querySelectorAll('.card').length === 500")
 	})
 	changes := make([]time.Duration, 5)
 	for i := range changes {
@@ -206,6 +203,25 @@ func TestPageMany(t *testing.T) {
 	w.keys("job-77-20")
 	w.await(shown + " === 'environment-077' && [...document.querySelectorAll('.hit')].find(e => e.checkVisibility()).textContent.includes('job-77-20')")
 	w.screenshot("many")
+}
+
+// manyLocks is what GET /locks answers when so many locks have so many waiters
+// each.
+func manyLocks(locks, waiters int) map[string]resource.Lock {
+	answer := map[string]resource.Lock{}
+	for i := range locks {
+		since := time.Now().UTC().Truncate(time.Second)
+		link := func(j int) string {
+			return fmt.Sprintf("https://ci.example/teams/main/pipelines/shop/jobs/job-%d/builds/%d", i, j)
+		}
+		l := resource.Lock{Key: "key-0", Waiting: waiters, Revision: uint64(i + 1)}
+		l.Holders = []resource.Holder{{LockedBy: fmt.Sprintf("job-%d-0", i), Since: since, Token: l.Revision, Slot: 1, Link: link(0)}}
+		for j := 1; j <= waiters; j++ {
+			l.Waiters = append(l.Waiters, resource.Waiter{Key: fmt.Sprint("key-", j), LockedBy: fmt.Sprintf("job-%d-%d", i, j), Since: since, Link: link(j)})
+		}
+		answer[fmt.Sprintf("environment-%03d", i)] = l
+	}
+	return answer
 }
 
 // scripted returns how much time of the processor the page's thread takes
@@ -249,9 +265,7 @@ func TestPageDense(t *testing.T) {
 // The page at the widths of a small phone, a phone and a desk, by day, by night
 // and in forced colours.
 func TestPageLooks(t *testing.T) {
-	s := savedLooks()
-	w := visitPage(t, s.write(t))
-	w.attend(s)
+	w := visitSaved(t, savedLooks())
 	w.has("10 waiting", "5 more in line")
 	papers := map[string]string{}
 	for _, colours := range []string{"light", "dark"} {

@@ -107,9 +107,7 @@ func (w *visit) tabTo(expression string) {
 // A screen reader is told the name of each control, and no two say the same but
 // do something else.
 func TestPageNamesControls(t *testing.T) {
-	s := savedLooks()
-	w := visitPage(t, s.write(t), "423")
-	w.attend(s)
+	w := visitSaved(t, savedLooks(), "423")
 	w.has("10 waiting")
 	w.wantNamed("Release deploy-api from lock production…", "Release all holders of lock production…", "Open lock browsers", "Filter by lock, key, name, link or reason", "Hold…", "Holders", "Queue")
 	w.click(".card .holders .release")
