@@ -71,9 +71,9 @@ func TestSlots(t *testing.T) {
 	}
 }
 
-// Two grants of one commit have versions of their own: Concourse, which does not
-// run a get of a version again, would give both builds one slot.
-func TestVersionsOfGrantsDiffer(t *testing.T) {
+// The grants of one commit have versions of their own: Concourse, which does not run
+// a get of a version again, would give two builds one slot.
+func TestSlotsFromACache(t *testing.T) {
 	t.Parallel()
 	s := lockertest.Start(t)
 	p := lockertest.NewPipeline(s.Address)
@@ -86,11 +86,19 @@ func TestVersionsOfGrantsDiffer(t *testing.T) {
 		s.Await("myLock", lockertest.WithWaiters(n+1))
 	}
 	p.Out(t, "gate", lockertest.UnlockParams("gate", "")).OK(t)
-	seen := map[string]bool{}
-	for _, step := range steps {
-		seen[step.OK(t).Version["ref"]] = true
+	cache := map[string]string{} // what a get wrote, by its version
+	got := map[string]bool{}
+	for n, step := range steps {
+		version := step.OK(t).Version
+		dir, cached := cache[version["ref"]]
+		if !cached {
+			dir = filepath.Join(t.TempDir(), "get")
+			p.Begin(t, "in", fmt.Sprint(n), map[string]any{"version": version}, dir).OK(t)
+			cache[version["ref"]] = dir
+		}
+		got[lockertest.Read(t, filepath.Join(dir, "slot"))] = true
 	}
-	if len(seen) != 3 {
-		t.Errorf("versions %v", seen)
+	if len(got) != 3 {
+		t.Errorf("three builds have the slots %v", got)
 	}
 }
