@@ -216,7 +216,7 @@ func write(w http.ResponseWriter, r *http.Request, rep reply) error {
 		}
 		header.Set("Content-Type", cmp.Or(rep.contentType, "application/json"))
 		header.Set("Content-Length", strconv.Itoa(length))
-		if conn := limitedOf(connOf(r.Context())); conn != nil {
+		if conn := limitedOf(connOf(r.Context())); conn != nil && r.Method != http.MethodHead {
 			conn.owe(length)
 		}
 	}

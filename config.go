@@ -62,7 +62,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer, lo
 		problems = append(problems, given["state"].isNotThere(), etcd.announce(*given["advertise"], given["ssl-cert"].value != ""))
 	}
 	if flags.NArg() > 0 {
-		problems = append(problems, fmt.Errorf("argument %q: the locker takes flags, or health alone, see -help", flags.Arg(0)))
+		problems = append(problems, fmt.Errorf("argument %q: run, health, import and export come first, and are followed by what is theirs: see -help", flags.Arg(0)))
 	}
 	problems = append(problems, cfg.authenticate(getenv("AUTH_USER"), getenv("AUTH_PASS")))
 	problems = append(problems, cfg.secure(*given["ssl-cert"], *given["ssl-key"], log))

@@ -33,6 +33,9 @@ func checkHealth(ctx context.Context, getenv func(string) string, stdout io.Writ
 	ctx, cancel := context.WithTimeout(ctx, healthTime)
 	defer cancel()
 	resp, err := askOnce(ctx, u)
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: no answer within %s", errUnhealthy, healthTime)
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUnhealthy, err)
 	}

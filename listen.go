@@ -189,7 +189,7 @@ func closedByPeer(conn net.Conn) bool {
 		return true
 	}
 	const tcpInfo, established = 11, 1 // TCP_INFO begins with the state, see tcp(7)
-	state := 0
+	state := established
 	err = raw.Control(func(fd uintptr) {
 		if info, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpInfo); err == nil {
 			state = info & 0xff

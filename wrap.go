@@ -74,6 +74,7 @@ type job struct {
 	command          []string
 	grace            time.Duration
 	keepGoing, quiet bool
+	group            bool // the command has a process group of its own
 }
 
 // wrap does what the arguments say and returns the exit status. It must be called on
@@ -102,7 +103,7 @@ func wrap(args []string, getenv func(string) string) int {
 		say(err)
 		return statusMistake
 	}
-	cmd, status, err := j.find()
+	cmd, status, err := j.find(getenv)
 	if err != nil {
 		say(err)
 		return status
@@ -134,11 +135,12 @@ func giveBack(hold *resource.Hold) error {
 func parseRun(args []string, getenv func(string) string) (*job, error) {
 	j := &job{wish: resource.Wish{TTL: defaultTTL, Username: getenv("LOCKER_USERNAME"), Password: getenv("LOCKER_PASSWORD")}, grace: defaultGrace}
 	w := &j.wish
+	skips := j.skips(getenv("LOCKER_SKIP_SSL_VALIDATION"))
 	flags := flag.NewFlagSet("locker run", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	flags.StringVar(&w.URI, "uri", cmp.Or(getenv("LOCKER_URI"), "http://127.0.0.1:"+defaultPort), "")
 	caFile := flags.String("ca-cert", "", "")
-	flags.BoolVar(&w.SkipValidation, "insecure", false, "")
+	flags.BoolVar(&w.SkipValidation, "insecure", w.SkipValidation, "")
 	flags.StringVar(&w.Key, "key", "", "")
 	flags.StringVar(&w.LockedBy, "as", "", "")
 	flags.StringVar(&w.Reason, "reason", "", "")
@@ -160,11 +162,18 @@ func parseRun(args []string, getenv func(string) string) (*job, error) {
 	if err := flags.Parse(args); err != nil {
 		return nil, fmt.Errorf("%w: see locker run -help", err)
 	}
-	problems := []error{j.split(flags.Args()), j.trust(*caFile, getenv)}
-	if least := 2 * (j.grace + spareTime); j.grace < 0 || w.TTL < least {
-		problems = append(problems, fmt.Errorf("-ttl is %s and -grace is %s: the ttl must be at least twice the grace and %s, so that the command can be ended before the hold", w.TTL, j.grace, spareTime))
+	if err := j.split(flags.Args()); err != nil {
+		return nil, err
 	}
-	w.Spare = j.grace + spareTime
+	problems := []error{j.trust(*caFile, getenv), skips}
+	if least := 2 * (j.grace + spareTime); j.grace < 0 {
+		problems = append(problems, fmt.Errorf("-grace is %s: it must not be negative", j.grace))
+	} else if w.TTL < least {
+		problems = append(problems, fmt.Errorf("-ttl is %s: it must be at least %s, twice the sum of -grace and %s, so that the command can be ended before the hold", w.TTL, least, spareTime))
+	}
+	if !j.keepGoing {
+		w.Spare = j.grace + spareTime
+	}
 	me := whoAmI(getenv)
 	w.LockedBy = cmp.Or(w.LockedBy, me)
 	if w.Slots > 0 {
@@ -197,12 +206,17 @@ func (j *job) trust(caFile string, getenv func(string) string) error {
 		}
 		j.wish.CACert = string(data)
 	}
-	switch skip := getenv("LOCKER_SKIP_SSL_VALIDATION"); skip {
+	return nil
+}
+
+// skips sets what -insecure is when it is not given.
+func (j *job) skips(text string) error {
+	switch text {
 	case "true":
 		j.wish.SkipValidation = true
 	case "", "false":
 	default:
-		return fmt.Errorf("LOCKER_SKIP_SSL_VALIDATION is %q: it must be true or false", skip)
+		return fmt.Errorf("LOCKER_SKIP_SSL_VALIDATION is %q: it must be true or false", text)
 	}
 	return nil
 }
@@ -212,33 +226,35 @@ func whoAmI(getenv func(string) string) string {
 	user := cmp.Or(getenv("USER"), getenv("LOGNAME"), fmt.Sprint("uid ", os.Getuid()))
 	host, _ := os.Hostname()
 	tail := fmt.Sprintf("%d-%s", os.Getpid(), strings.ToLower(rand.Text()[:6]))
-	if me := user + "@" + host + "/" + tail; resource.CheckNewLockName("locked_by", me) == nil {
+	me := user + "@" + host + "/" + tail
+	if errors.Join(resource.CheckName("locked_by", me), resource.CheckNewLockName("locked_by", me)) == nil {
 		return me
 	}
 	return "process " + tail
 }
 
 // find looks for the command before anybody waits for a lock in vain.
-func (j *job) find() (cmd *exec.Cmd, status int, err error) {
+func (j *job) find(getenv func(string) string) (cmd *exec.Cmd, status int, err error) {
 	_, err = exec.LookPath(j.command[0])
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return nil, statusNoStart, err
-	case err != nil && !errors.Is(err, exec.ErrDot): // which PATH allows
+	case err != nil && !errors.Is(err, exec.ErrDot): // PATH has the folder that this is in
 		return nil, statusNoCommand, err
 	}
 	cmd = exec.Command(j.command[0], j.command[1:]...)
 	cmd.Err = nil
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	j.group = getenv("LOCKER_LOCK") == "" && !hasTerminal()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: j.group}
 	if death := reflect.ValueOf(cmd.SysProcAttr).Elem().FieldByName("Pdeathsig"); death.IsValid() { // on Linux
 		death.Set(reflect.ValueOf(syscall.SIGTERM))
 	}
 	return cmd, 0, nil
 }
 
-// catch returns the signals that this process gets, but for those that it was
-// started to ignore, which the command ignores then too.
+// catch returns the signals that this process gets, but for INT and HUP when it was
+// started to ignore them, which the command ignores then too.
 func catch() <-chan os.Signal {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // nobody reads stderr: no reason to leave the command
 	signals := make(chan os.Signal, 16)
@@ -304,7 +320,7 @@ func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal
 		select {
 		case s := <-signals:
 			if !fromTerminal(s) {
-				cmd.Process.Signal(s)
+				j.signal(cmd, s, say)
 			}
 		case err := <-lost:
 			if j.keepGoing {
@@ -313,13 +329,30 @@ func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal
 			}
 			say(fmt.Errorf("%w: the command gets TERM, and KILL %s later", err, j.grace))
 			status = statusLost
-			cmd.Process.Signal(syscall.SIGTERM)
+			j.signal(cmd, syscall.SIGTERM, say)
 			kill = time.After(j.grace)
 		case <-kill:
-			cmd.Process.Kill()
+			j.signal(cmd, syscall.SIGKILL, say)
 		case <-ended:
+			if status == statusLost && j.group {
+				syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what it has left behind
+			}
 			return cmp.Or(status, statusOf(cmd.ProcessState))
 		}
+	}
+}
+
+// signal sends a signal to the command, and to what it has started if they have a
+// process group of their own.
+func (j *job) signal(cmd *exec.Cmd, s os.Signal, say func(error)) {
+	var err error
+	if j.group {
+		err = syscall.Kill(-cmd.Process.Pid, s.(syscall.Signal))
+	} else {
+		err = cmd.Process.Signal(s)
+	}
+	if err != nil && !errors.Is(err, os.ErrProcessDone) && !errors.Is(err, syscall.ESRCH) {
+		say(fmt.Errorf("the command does not get %s: %w: it goes on", s, err))
 	}
 }
 
@@ -345,6 +378,16 @@ func fromTerminal(s os.Signal) bool {
 	var parent, group, session, terminal, foreground int
 	fmt.Sscan(after, &state, &parent, &group, &session, &terminal, &foreground)
 	return group == foreground
+}
+
+// hasTerminal reports whether a terminal controls this process: then the command
+// must stay in its process group, to read from it.
+func hasTerminal() bool {
+	f, err := os.Open("/dev/tty")
+	if err == nil {
+		f.Close()
+	}
+	return err == nil
 }
 
 func isTerminal(f *os.File) bool {

@@ -74,9 +74,11 @@ func given(name string) *string {
 
 func (o *outParams) onlyOwn() bool { return o.own != nil && bool(*o.own) }
 
-// claim is one lock or unlock of a build.
+// claim is one lock or unlock of a build, or the lock of a `locker run`.
 type claim struct {
 	*program
+	words    claimWords
+	leased   bool // it is kept by renewing its ttl
 	client   *client
 	name     string // the lock's
 	params   outParams
@@ -85,6 +87,15 @@ type claim struct {
 	budget   time.Duration          // how long failures may go on, until it is queued
 	ticket   atomic.Pointer[string] // of this run; nil: not fetched yet
 }
+
+// claimWords are those of sentences that differ for a build and for `locker run`.
+type claimWords struct {
+	self string // who asks
+	stop string // what ends it while it waits
+	late string // what to do about what arrives late
+}
+
+var buildWords = claimWords{"this same build", "an abort or a timeout", ": let the job ensure the unlock"}
 
 // fetch returns the run's ticket, after it has got one. All that is sent goes with
 // it: what an earlier run of this build sent, or what the network holds back of

@@ -13,7 +13,7 @@ import (
 // This file is a lock that a process holds for as long as it lives, by a ttl that
 // it renews: the client of `locker run`.
 
-// Wish is a claim of a process that is no build. Empty members are unset.
+// Wish is a claim of a process that is not a build. Empty members are unset.
 type Wish struct {
 	URI                string // of the locker, http or https
 	Username, Password string
@@ -30,7 +30,9 @@ type Wish struct {
 
 // runNames are what the members of a wish are called in messages, for those that a
 // resource's source has too.
-var runNames = sourceNames{"the locker's address (-uri, LOCKER_URI)", "the lock's name", "LOCKER_USERNAME", "LOCKER_PASSWORD", "LOCKER_CA_CERT"}
+var runNames = sourceNames{"the locker's address (-uri, LOCKER_URI)", "the lock's name", "LOCKER_USERNAME", "LOCKER_PASSWORD", "the locker's authority (-ca-cert, LOCKER_CA_CERT)"}
+
+var runWords = claimWords{"this same command", "a signal", ""}
 
 // Hold is a lock that is held. It is for one goroutine at a time, but for Keep.
 type Hold struct {
@@ -71,13 +73,18 @@ func (w Wish) take(p *program) (func(ctx context.Context) (*Hold, error), error)
 	if err != nil {
 		return nil, err
 	}
-	c := &claim{program: p, client: newClient(from, p.dial), name: w.Lock, params: params, id: rand.Text(), link: cmp.Or(w.Link, buildLink(p.getenv)), budget: budget}
+	c := &claim{program: p, words: runWords, leased: true, client: newClient(from, p.dial), name: w.Lock, params: params, id: rand.Text(), link: cmp.Or(w.Link, buildLink(p.getenv)), budget: budget}
 	return func(ctx context.Context) (h *Hold, err error) {
 		c.started = time.Now()
 		err = c.lock(ctx, func(t taken) error {
 			h = &Hold{Token: t.answer.Token, Slot: t.answer.Slot, claim: c, spare: w.Spare, sent: t.asked}
 			return nil
 		})
+		if err == nil && time.Since(h.sent) > w.TTL/4 { // the answer was long on its way
+			if err = h.renew(ctx, w.TTL/4); err != nil {
+				err = errors.Join(fmt.Errorf("lock %s: it was granted, but not renewed: %w", w.Lock, err), c.failed(context.WithoutCancel(ctx), taken{left: true}))
+			}
+		}
 		return h, err
 	}, nil
 }
@@ -95,10 +102,8 @@ func (h *Hold) Keep(ctx context.Context) error {
 	ttl := time.Duration(h.claim.params.ttl)
 	next, why := h.sent.Add(ttl/4), error(nil)
 	for {
-		select {
-		case <-ctx.Done():
+		if !h.await(ctx, next) {
 			return nil
-		case <-time.After(time.Until(next)):
 		}
 		end := h.sent.Add(ttl - h.spare)
 		left := time.Until(end)
@@ -109,7 +114,10 @@ func (h *Hold) Keep(ctx context.Context) error {
 			return fmt.Errorf("%w: it was not renewed for %s: %w", ErrLost, age(time.Since(h.sent)), why)
 		}
 		why = h.renew(ctx, min(left, answerTime))
-		if why == nil || ctx.Err() != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		if why == nil {
 			next = h.sent.Add(ttl / 4)
 			continue
 		}
@@ -125,8 +133,26 @@ func (h *Hold) Keep(ctx context.Context) error {
 	}
 }
 
-// renew begins the ttl anew. Its error is a *failure when the hold may still be
-// there.
+// await waits until it is time to renew, or a quarter of the ttl is over by the wall
+// clock: the other one stands still while a machine sleeps. It reports false when ctx
+// is done.
+func (h *Hold) await(ctx context.Context, next time.Time) bool {
+	for ctx.Err() == nil {
+		slept := time.Now().Round(0).Sub(h.sent.Round(0)) > time.Since(h.sent)+time.Duration(h.claim.params.ttl)/4
+		left := time.Until(next)
+		if left <= 0 || slept {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(min(left, time.Second)):
+		}
+	}
+	return false
+}
+
+// renew begins the ttl anew. Its error is a *failure when the locker has not said
+// that the hold is over, but for one that is stale.
 func (h *Hold) renew(ctx context.Context, within time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()

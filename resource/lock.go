@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// This file is out's lock. It waits in the server's queue, tells the build's log
-// what it waits for, and leaves nothing behind when it is aborted.
+// This file takes a lock, for out and for `locker run`. It waits in the server's
+// queue, tells people what it waits for, and leaves nothing behind when it is
+// aborted.
 //
 // It waits by requests that the server holds open. Each answer shows the queue
 // as it is, and the next request takes up the same place: the server keeps it
@@ -59,7 +60,7 @@ func (c *claim) lock(ctx context.Context, acquired func(taken) error) error {
 	}
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("lock %s: stopped by an abort or a timeout: %w", c.name, c.aborted(leaving, t))
+		return fmt.Errorf("lock %s: stopped by %s: %w", c.name, c.words.stop, c.aborted(leaving, t))
 	case t.err != nil:
 		return errors.Join(fmt.Errorf("lock %s: %w", c.name, t.err), c.failed(leaving, t))
 	}
@@ -72,7 +73,7 @@ func (c *claim) aborted(leaving context.Context, t taken) error {
 		return err
 	}
 	if ticket := c.ticket.Load(); t.onWay && ticket != nil && *ticket == "" {
-		return fmt.Errorf("the locker has nothing of %s now, but a request that it had not answered may reach it yet: let the job ensure the unlock", c.params.lockedBy)
+		return fmt.Errorf("the locker has nothing of %s now, but a request that it had not answered may reach it yet%s", c.params.lockedBy, c.words.late)
 	}
 	return fmt.Errorf("the claim of %s is given back", c.params.lockedBy)
 }
@@ -109,7 +110,10 @@ func (c *claim) interrupt(leaving context.Context, ended <-chan taken, giveUp fu
 // under the context requests, which outlasts ctx.
 func (c *claim) take(ctx, requests context.Context) (t taken) {
 	ask := c.wanted()
-	limit := &limit{wait: c.params.wait}
+	limit := &limit{wait: c.params.wait, most: nextWait}
+	if c.leased {
+		limit.most = min(nextWait, time.Duration(c.params.ttl)/4) // the ttl may have begun when the request was sent
+	}
 	trying := &patience{budget: c.budget, say: c.say}
 	queue := &queueLog{claim: c}
 	for t.err = ctx.Err(); t.err == nil; t.err = ctx.Err() {
@@ -126,7 +130,7 @@ func (c *claim) take(ctx, requests context.Context) (t taken) {
 			t.left = true
 			return t
 		case isRefusal && refused.position == 0 && (refused.ended || ask.Wait > 0):
-			t.err, t.left = fmt.Errorf("%w: a release by this same build, or by a later run of it, ended the claim", refused), false
+			t.err, t.left = fmt.Errorf("%w: a release by %s, or by a later run of it, ended the claim", refused, c.words.self), false
 			return t
 		case isRefusal:
 			t.left = t.left || refused.position > 0
@@ -147,7 +151,7 @@ func (c *claim) take(ctx, requests context.Context) (t taken) {
 			err := trying.after(waiting, t.err)
 			cancel()
 			if limit.over() && ctx.Err() == nil {
-				err = fmt.Errorf("not free within %s: %w", time.Duration(*c.params.wait), t.err)
+				err = fmt.Errorf("no answer when the wait of %s was over: %w", time.Duration(*c.params.wait), t.err)
 			}
 			if err != nil {
 				t.err = err
@@ -173,8 +177,9 @@ func (c *claim) wanted() Take {
 // limit is how long a claim may wait. It counts from the first answer: an outage
 // before that has its own time.
 type limit struct {
-	wait  *Duration // nil: for ever
-	since time.Time // zero: there was no answer yet
+	wait  *Duration     // nil: for ever
+	most  time.Duration // that one request waits
+	since time.Time     // zero: there was no answer yet
 }
 
 // begin says that there was an answer.
@@ -186,9 +191,9 @@ func (l *limit) begin() {
 
 // next returns how long the next request may wait.
 func (l *limit) next() time.Duration {
-	wait := nextWait
+	wait := l.most
 	if l.since.IsZero() {
-		wait = firstWait
+		wait = min(wait, firstWait)
 	}
 	if l.wait != nil && l.since.IsZero() {
 		return min(wait, time.Duration(*l.wait))
@@ -277,7 +282,7 @@ func (q *queueLog) show(r *refusal) {
 	}
 	q.shown, q.at = fresh, now
 	line := fmt.Sprintf("%s; %s is %s", HeldBy(q.name, r.lock, now), q.params.lockedBy, place)
-	if slices.ContainsFunc(r.lock.Holders, func(h Holder) bool { return q.link != "" && h.Link == q.link }) {
+	if !q.leased && slices.ContainsFunc(r.lock.Holders, func(h Holder) bool { return q.link != "" && h.Link == q.link }) {
 		line += "; it is held by this same build: it waits for itself"
 	}
 	if now.Sub(q.started) > sayAgain {

@@ -40,7 +40,7 @@ func (p *program) out(ctx context.Context) error {
 		return err
 	}
 	c := &claim{
-		program: p, client: newClient(&r.source, p.dial), name: r.source.lockName, params: params,
+		program: p, words: buildWords, client: newClient(&r.source, p.dial), name: r.source.lockName, params: params,
 		id: id, link: buildLink(p.getenv), started: time.Now(), budget: outBudget,
 	}
 	if params.lockOp == "unlock" {

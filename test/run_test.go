@@ -52,6 +52,7 @@ func (r *runs) startWith(change func(*exec.Cmd), args ...string) *under {
 	u := &under{lockertest.Command(r.t, "locker", r.env...), r.t, lockertest.NewLog(), lockertest.NewLog(), make(chan time.Time, 1)}
 	u.Args = append(u.Args, append([]string{"run"}, args...)...)
 	u.Stdout, u.Stderr = u.stdout, u.stderr
+	u.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // no terminal, wherever the tests run
 	if change != nil {
 		change(u.Cmd)
 	}
@@ -69,7 +70,12 @@ func (r *runs) startWith(change func(*exec.Cmd), args ...string) *under {
 // wait waits for the end and wants that status.
 func (u *under) wait(status int) time.Time {
 	u.t.Helper()
-	at := <-u.ended
+	var at time.Time
+	select {
+	case at = <-u.ended:
+	case <-time.After(3 * lockertest.Patience):
+		u.t.Fatalf("%q does not end; printed %q, said %q", u.Args, u.stdout, u.stderr)
+	}
 	if got := u.ProcessState.ExitCode(); got != status {
 		u.t.Errorf("%q: exit status %d, want %d; printed %q, said %q", u.Args, got, status, u.stdout, u.stderr)
 	}
@@ -98,17 +104,22 @@ func TestRunStatus(t *testing.T) {
 		{126, "permission denied", []string{"held", "--", notProgram}},
 		{2, "-slots: it must be a whole number: see locker run -help", []string{"-slots", "x", "a", "--", "true"}},
 		{2, "-slots: slots is 0", []string{"-slots", "0", "a", "--", "true"}},
-		{2, "the ttl must be at least twice the grace and 3s", []string{"-ttl", "20s", "a", "--", "true"}},
+		{2, "-ttl is 25s: it must be at least 26s, twice the sum of -grace and 3s", []string{"-ttl", "25s", "a", "--", "true"}},
+		{2, "-grace is -1s: it must not be negative", []string{"-grace", "-1s", "a", "--", "true"}},
 		{2, "write locker run [flags] LOCK -- COMMAND", []string{"a", "true"}},
 		{2, "has credentials in it: use LOCKER_USERNAME and LOCKER_PASSWORD", []string{"-uri", "http://u:CANARY@h", "a", "--", "true"}},
 		{2, "the lock's name", []string{"a ", "--", "true"}},
-		{0, "", []string{"-help"}},
 	} {
 		u := r.start(row.args...)
 		u.wait(row.status)
 		if said := u.stderr.String(); !strings.Contains(said, row.said) || strings.Contains(said, "CANARY") || strings.Contains(said, "\x1b") {
 			t.Errorf("%q said %q, want %q", row.args, said, row.said)
 		}
+	}
+	help := r.start("-help")
+	help.wait(0)
+	if !strings.Contains(help.stdout.String(), "locker run [flags] LOCK -- COMMAND") {
+		t.Errorf("the help is %s", help.stdout)
 	}
 	locks, _ := r.Poll("")
 	for name, l := range locks {
@@ -217,49 +228,47 @@ var short = []string{"-ttl", "8s", "-grace", "1s"}
 const shortTTL = 8 * time.Second
 
 // stubborn does not end by TERM, and writes down when it lives.
-const stubborn = `trap "echo TERM" TERM; echo ready; while :; do sleep 0.05; date +%s.%N > "$0"; done`
+const stubborn = `trap "echo TERM" TERM; echo ready; while :; do sleep 0.05; touch "$0"; done`
 
 // lastSeen returns when a stubborn command last was alive.
 func lastSeen(t *testing.T, path string) time.Time {
 	t.Helper()
-	var seconds float64
-	if _, err := fmt.Sscan(lockertest.Read(t, path), &seconds); err != nil {
+	info, err := os.Stat(path)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return time.UnixMicro(int64(seconds * 1e6))
+	return info.ModTime()
 }
 
 // However a hold is lost, the command gets TERM, then KILL, and has ended before
 // anybody else can have the lock by the ttl; the status is 70.
 func TestRunLost(t *testing.T) {
-	for name, lose := range map[string]func(r *runs) (sent time.Time){
-		"forced": func(r *runs) time.Time {
+	for name, row := range map[string]struct {
+		lose   func(r *runs)
+		within time.Duration // of its end; a renewal every 2 s, and the grace
+	}{
+		"forced": {func(r *runs) {
 			r.Want("DELETE", "/lock/a?force=true", "", http.StatusOK)
-			return time.Now()
-		},
-		"forced, and another's": func(r *runs) time.Time {
+		}, 4 * time.Second},
+		"forced, and another's": {func(r *runs) {
 			r.Want("DELETE", "/lock/a?force=true", "", http.StatusOK)
 			r.Want("PUT", "/lock/a", jane, http.StatusOK)
-			return time.Now()
-		},
-		"the locker gone": func(r *runs) time.Time {
-			r.Kill()
-			return time.Now()
-		},
-		"the locker hangs": func(r *runs) time.Time {
+		}, 4 * time.Second},
+		"the locker gone": {(*runs).Kill, shortTTL - time.Second},
+		"the locker hangs": {func(r *runs) {
 			r.Process.Signal(syscall.SIGSTOP)
 			r.t.Cleanup(func() { r.Process.Signal(syscall.SIGCONT) })
-			return time.Now()
-		},
+		}, shortTTL - time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRuns(t)
 			alive := filepath.Join(t.TempDir(), "alive")
 			u := r.start(append(short, "a", "--", "bash", "-c", stubborn, alive)...)
 			u.stdout.Await(t, "ready")
-			lost := lose(r)
+			row.lose(r)
+			lost := time.Now()
 			u.wait(70)
-			if ended := lastSeen(t, alive); ended.Sub(lost) > shortTTL-2*time.Second {
+			if ended := lastSeen(t, alive); ended.Sub(lost) > row.within {
 				t.Errorf("the command lived for %s", ended.Sub(lost))
 			}
 			if !strings.Contains(u.stdout.String(), "TERM\n") || !regexp.MustCompile(`locker run: the lock is lost: .*: the command gets TERM, and KILL 1s later\n`).MatchString(u.stderr.String()) {
@@ -269,16 +278,55 @@ func TestRunLost(t *testing.T) {
 	}
 }
 
+// What the command has started gets its signals too, and does not outlive a loss.
+func TestRunGroup(t *testing.T) {
+	r := newRuns(t)
+	alive := filepath.Join(t.TempDir(), "alive")
+	const script = `bash -c 'trap "" TERM; echo ready; while :; do sleep 0.05; touch "$0"; done' "$0"`
+	u := r.start(append(short, "a", "--", "bash", "-c", script+"; true", alive)...)
+	u.stdout.Await(t, "ready")
+	r.Want("DELETE", "/lock/a?force=true", "", http.StatusOK)
+	ended := u.wait(70)
+	time.Sleep(200 * time.Millisecond)
+	if last := lastSeen(t, alive); last.Sub(ended) > 100*time.Millisecond {
+		t.Errorf("a grandchild lives %s longer", last.Sub(ended))
+	}
+	u = r.start("a", "--", "sh", "-c", `echo ready; sleep 60; true`)
+	u.stdout.Await(t, "ready")
+	start := time.Now()
+	u.Process.Signal(syscall.SIGTERM)
+	u.wait(128 + int(syscall.SIGTERM))
+	if time.Since(start) > 10*time.Second {
+		t.Error("a foreground child was not ended")
+	}
+}
+
+// A hold whose ttl began while its request waited is not lost at its start.
+func TestRunAfterAWait(t *testing.T) {
+	r := newRuns(t)
+	r.Want("PUT", "/lock/a", jane, http.StatusOK)
+	u := r.start(append(short, "a", "--", "sleep", "3")...)
+	u.stderr.Await(t, "waiting: ")
+	time.Sleep(9 * time.Second)
+	r.Want("DELETE", "/lock/a", `{"key": "k", "locked_by": "jane"}`, http.StatusOK)
+	u.wait(0)
+}
+
 // An outage shorter than the ttl loses nothing.
 func TestRunOverARestart(t *testing.T) {
 	r := newRuns(t)
-	u := r.start(append(short, "a", "--", "sleep", "8")...)
+	u := r.start(append(short, "a", "--", "sleep", "12")...)
 	r.Await("a", lockertest.WithWaiters(0))
+	token := r.Lock("a").Holders[0].Token
 	r.Kill()
 	time.Sleep(1500 * time.Millisecond)
 	r.Restart()
+	time.Sleep(shortTTL)
+	if l := r.Lock("a"); len(l.Holders) != 1 || l.Holders[0].Token != token {
+		t.Errorf("it does not hold token %d any more: %+v", token, l)
+	}
 	u.wait(0)
-	if l := r.Lock("a"); l.Revision == 0 || !lockertest.Nobodys(l) {
+	if l := r.Lock("a"); !lockertest.Nobodys(l) {
 		t.Errorf("left %+v", l)
 	}
 }

@@ -47,7 +47,8 @@ func TestSoak(t *testing.T) {
 		time.Sleep(time.Second + rand.N(time.Second))
 		if time.Since(start) > length/3 && length > time.Minute && !stopped {
 			stopped = true
-			halt(t, p, 16*time.Second) // longer than a place is kept
+			c.Halted(halt(t, p, 16*time.Second)) // longer than a place is kept
+			continue
 		}
 		if rand.IntN(3) == 0 {
 			p.Stop()
@@ -71,9 +72,11 @@ func TestSoak(t *testing.T) {
 	}
 }
 
-// halt stops the process for that long, without its knowledge.
-func halt(t *testing.T, p *lockertest.Locker, length time.Duration) {
+// halt stops the process for that long, without its knowledge, and returns from when
+// to when.
+func halt(t *testing.T, p *lockertest.Locker, length time.Duration) (from, to time.Time) {
 	t.Helper()
+	from = time.Now()
 	if err := p.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -81,6 +84,7 @@ func halt(t *testing.T, p *lockertest.Locker, length time.Duration) {
 	if err := p.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
+	return from, time.Now()
 }
 
 func wantAsBefore(t *testing.T, p *lockertest.Locker, before footprint) {

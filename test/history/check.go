@@ -72,7 +72,11 @@ type held struct {
 type history struct {
 	asked  []asked
 	deaths []time.Duration // ascending
+	halts  []halt
 }
+
+// halt is a time in which the locker's process was stopped.
+type halt struct{ from, to time.Duration }
 
 // story is what was asked about one lock, in the order in which it was sent.
 type story struct {

@@ -19,6 +19,7 @@ import (
 //	5-6 take-ttl5 k x 1: granted 7          for 5 s
 //	6-7 force-if7 - x -: released           if the revision is 7; without a name, all
 //	10 death                                of the process
+//	10-26 halt                              of the process
 
 var badHistories = []struct{ name, accused, lines string }{
 	{"two keys", "held twice", `
@@ -203,6 +204,10 @@ var badHistories = []struct{ name, accused, lines string }{
 		0-1 take k x 1: queued 1
 		1-2 take k x 1:
 		6-7 take k x 1: queued 3`},
+	{"passed after a halt", "passed", `
+		0-1 take k x 1: queued 1
+		2-18 halt
+		19-20 take k x 1: queued 3`},
 }
 
 var goodHistories = []struct{ name, lines string }{
@@ -379,6 +384,10 @@ var goodHistories = []struct{ name, lines string }{
 		1-2 take k x 1:
 		3-4 force - - -: released
 		6-7 take k x 1: queued 3`},
+	{"away for longer, and halted too", `
+		0-1 take k x 1: queued 1
+		2-18 halt
+		34-35 take k x 1: queued 3`},
 }
 
 func TestCheckerAccuses(t *testing.T) {
@@ -410,6 +419,11 @@ func historyOf(t *testing.T, lines string) *history {
 		asking, answer, isAsked := strings.Cut(strings.TrimSpace(line), ":")
 		fields := strings.Fields(asking)
 		var sent, ended int
+		if !isAsked && fields[1] == "halt" {
+			fmt.Sscanf(fields[0], "%d-%d", &sent, &ended)
+			h.halts = append(h.halts, halt{time.Duration(sent) * time.Second, time.Duration(ended) * time.Second})
+			continue
+		}
 		if !isAsked {
 			fmt.Sscanf(fields[0], "%d", &ended)
 			h.deaths = append(h.deaths, time.Duration(ended)*time.Second)

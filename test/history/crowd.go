@@ -35,6 +35,7 @@ type Crowd struct {
 	visitors []*visitor
 	watcher  *visitor // who looks at all locks
 	deaths   []time.Duration
+	halts    []halt
 	leaving  chan struct{} // closed when nobody is to begin anything
 }
 
@@ -111,6 +112,11 @@ func (c *Crowd) TookOver(at []time.Time) {
 	}
 }
 
+// Halted tells the crowd that the process was stopped from one time to another.
+func (c *Crowd) Halted(from, to time.Time) {
+	c.halts = append(c.halts, halt{from.Sub(c.start), to.Sub(c.start)})
+}
+
 // Moved tells the crowd where the locker is from now on.
 func (c *Crowd) Moved(url string) {
 	c.urls.Store(&[]string{url})
@@ -156,7 +162,7 @@ func (v *visitor) releaseDoubts(lock string) {
 // Check checks what the crowd was told, and returns what that was about.
 func (c *Crowd) Check() Tally {
 	c.t.Helper()
-	h := &history{asked: c.watcher.told, deaths: c.deaths}
+	h := &history{asked: c.watcher.told, deaths: c.deaths, halts: c.halts}
 	n := Tally{Restarts: len(c.deaths)}
 	for _, v := range c.visitors {
 		h.asked = append(h.asked, v.told...)

@@ -98,7 +98,7 @@ func (c *checker) staysOf(s *story, takes []*asked, shown time.Duration) []*stay
 			w = &stay{who: who, since: shown, renewed: takes[0].sent}
 			all = append(all, w)
 		}
-		if w != nil && (a.ended-w.renewed >= placePromised || a.sent < w.answered || c.mayHaveHeld(s, a, unheard)) {
+		if w != nil && (c.awake(w.renewed, a.ended) >= placePromised || a.sent < w.answered || c.mayHaveHeld(s, a, unheard)) {
 			w = nil
 		}
 		if w == nil && a.verdict == queued {
@@ -110,6 +110,16 @@ func (c *checker) staysOf(s *story, takes []*asked, shown time.Duration) []*stay
 		}
 	}
 	return all
+}
+
+// awake returns how much of a time the locker could take requests in: only that
+// counts for the place of a claim that is away.
+func (c *checker) awake(from, to time.Duration) time.Duration {
+	length := to - from
+	for _, h := range c.halts {
+		length -= max(min(h.to, to)-max(h.from, from), 0)
+	}
+	return length
 }
 
 // mayHaveHeld reports whether a claim may have got the lock by a request that was not
