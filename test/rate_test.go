@@ -200,6 +200,36 @@ func BenchmarkRateHeld(b *testing.B) {
 	}
 }
 
+// BenchmarkRateEtcd: a locker over an etcd of one member on this machine. Ratio:
+// over a locker with a file.
+func BenchmarkRateEtcd(b *testing.B) {
+	r := newBench(b)
+	for _, held := range []int{0, 1_000, 10_000} {
+		for _, clients := range []int{1, 64} {
+			b.Run(fmt.Sprintf("held=%d/clients=%d", held, clients), func(b *testing.B) {
+				single, _ := holding(b, held)
+				etcd, file := ask(leading(b, held), "own", clients), ask(single, "own", clients)
+				r.measure(b, file, etcd)
+				b.ReportMetric(etcd.rate(), "etcd/s")
+				b.ReportMetric(file.rate(), "file/s")
+				b.ReportMetric(etcd.rate()/file.rate(), "ratio")
+			})
+		}
+	}
+}
+
+// leading starts a locker over etcd with that many locks held.
+func leading(b *testing.B, held int) (address string) {
+	b.Helper()
+	ls := &lockers{etcd: lockertest.StartEtcd(b, 1)}
+	ls.env = []string{"LOCKER_ETCD=" + ls.etcd.URLs[0]}
+	transfer(b, ls.env, 0, "import", withHeld(b, held))
+	address = freeAddress(b)
+	ls.all = append(ls.all, lockertest.Start(b, append(ls.env, "LISTEN="+address, "LOCKER_ADVERTISE=http://"+address, "LOCKER_CONFIG=/nowhere/locker.json")...))
+	ls.leader(b)
+	return address
+}
+
 // BenchmarkHandOffs: 64 clients take one lock, release it and queue again. Ratio:
 // hand-offs over the requests of one client that wait for the disk and a bare
 // answer (at least 0.8).
