@@ -47,7 +47,8 @@ func (r *recent) add(now time.Time, events []event) {
 	for ; len(r.list)-drop > mostEvents || r.bytes > mostEventBytes; drop++ {
 		r.bytes -= sizeOf(r.list[drop])
 	}
-	r.list = slices.Delete(r.list, 0, drop)
+	clear(r.list[:drop])
+	r.list = r.list[drop:] // append moves the rest now and then, not with each commit
 }
 
 func sizeOf(e resource.Event) int {
