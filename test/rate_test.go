@@ -107,7 +107,7 @@ func (r *bench) turn(b *testing.B, s *side) (rate float64) {
 }
 
 // withHeld writes a state file with that many locks held, and returns its path.
-func withHeld(b *testing.B, held int) (path string) {
+func withHeld(b testing.TB, held int) (path string) {
 	b.Helper()
 	locks := map[string]any{}
 	for i := range held {

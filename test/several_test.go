@@ -28,9 +28,15 @@ type lockers struct {
 // lockers beside it, and waits until one leads and the others know it.
 func startLockers(t testing.TB, members, n int, env ...string) *lockers {
 	t.Helper()
+	return startWith(t, "-empty", members, n, env...)
+}
+
+// startWith is startLockers with the locks of a state file.
+func startWith(t testing.TB, file string, members, n int, env ...string) *lockers {
+	t.Helper()
 	ls := &lockers{etcd: lockertest.StartEtcd(t, members)}
 	ls.env = append([]string{"LOCKER_ETCD=" + strings.Join(ls.etcd.URLs, ","), "LOCKER_CONFIG=/nowhere/locker.json"}, env...)
-	transfer(t, ls.env, 0, "import", "-empty")
+	transfer(t, ls.env, 0, "import", file)
 	for range n {
 		address := freeAddress(t)
 		scheme := "http"

@@ -4,10 +4,11 @@
 //	load serve
 //	load ask ADDRESS KIND CLIENTS TIME
 //	load write FOLDER BYTES TIME
+//	load txn URL LOCKS TIME
 //
 // "serve" is net/http alone: it prints its address, then reads and answers the
 // JSON that the locker does. "ask" is clients of either, and "write" the bare
-// durable write; both go on for that time and print what they did a second.
+// durable write, "txn" etcd's bare transaction; all go on for that time and print what they did a second.
 package main
 
 import (
@@ -36,8 +37,10 @@ func main() {
 		rate, err = ask(args[1], args[2], number(args[3]), duration(args[4]))
 	case "write":
 		rate, err = write(args[1], number(args[2]), duration(args[3]))
+	case "txn":
+		rate, err = txn(args[1], number(args[2]), duration(args[3]))
 	default:
-		err = fmt.Errorf("it is serve, ask or write, not %q", args[0])
+		err = fmt.Errorf("it is serve, ask, write or txn, not %q", args[0])
 	}
 	if err != nil {
 		log.Fatal(err)
