@@ -337,9 +337,13 @@ func (c *committer) deliver(b *batch) {
 			tell(e.request, e.outcome)
 		}
 	}
+	most := gatherMost
+	if c.confirm != nil {
+		most = time.Hour // what a transaction of etcd's costs hardly depends on how many share it
+	}
 	c.gathering = time.Time{}
 	if c.inbox.expect(answered, len(b.entries)) {
-		c.gathering = time.Now().Add(min(time.Since(b.now), gatherMost))
+		c.gathering = time.Now().Add(min(time.Since(b.now), most))
 	}
 }
 

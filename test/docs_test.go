@@ -92,6 +92,7 @@ var runBy = map[string]string{
 	"bosh ":                       "nobody: it needs a BOSH director. TestReleasedBosh and TestBoshManifests look at what it is given",
 	"export LOCKER_URI=":          "TestRunAsDocumented",
 	"locker run ":                 "TestRunAsDocumented",
+	".ci/etcd":                    "nobody: it needs Go's module proxy, and runs for minutes",
 	"locker import":               "TestImportExport",
 	"locker export":               "TestImportExport",
 	"etcdctl user add":            "TestRoles",

@@ -12,9 +12,10 @@ import (
 
 // This file measures several lockers beside what they cannot beat.
 
-// txn is etcd's bare transaction of that many locks.
-func txn(ls *lockers, locks int) *side {
-	return &side{args: []string{"txn", ls.etcd.URLs[0], strconv.Itoa(locks), turn.String()}}
+// txn is etcd's bare transaction of that many locks; txn50 the one in the middle of
+// all by their times.
+func txn(ls *lockers, name string, locks int) *side {
+	return &side{args: []string{name, ls.etcd.URLs[0], strconv.Itoa(locks), turn.String()}}
 }
 
 // BenchmarkSeveralOne: one client on the leader, one etcd. Ratio: over a client that
@@ -22,7 +23,7 @@ func txn(ls *lockers, locks int) *side {
 // 1).
 func BenchmarkSeveralOne(b *testing.B) {
 	r, ls := newBench(b), startLockers(b, 1, 1)
-	locker, bare, one := ask(ls.all[0].Address, "own", 1), ask(r.bare, "own", 1), txn(ls, 1)
+	locker, bare, one := ask(ls.all[0].Address, "own", 1), ask(r.bare, "own", 1), txn(ls, "txn", 1)
 	r.measure(b, one, bare, locker)
 	b.ReportMetric(locker.rate(), "locker/s")
 	b.ReportMetric(one.rate(), "txn/s")
@@ -37,7 +38,7 @@ func BenchmarkSeveral(b *testing.B) {
 	r, ls := newBench(b), startLockers(b, 3, 2)
 	held := startWith(b, withHeld(b, 10_000), 3, 1)
 	leader := ls.leader(b)
-	here, there, beside, bare := ask(ls.all[leader].Address, "own", 64), ask(ls.all[1-leader].Address, "own", 64), ask(held.all[0].Address, "own", 64), txn(ls, 64)
+	here, there, beside, bare := ask(ls.all[leader].Address, "own", 64), ask(ls.all[1-leader].Address, "own", 64), ask(held.all[0].Address, "own", 64), txn(ls, "txn50", 64)
 	r.measure(b, bare, here, there, beside)
 	b.ReportMetric(here.rate(), "leader/s")
 	b.ReportMetric(bare.rate(), "txn/s")

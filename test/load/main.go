@@ -4,7 +4,7 @@
 //	load serve
 //	load ask ADDRESS KIND CLIENTS TIME
 //	load write FOLDER BYTES TIME
-//	load txn URL LOCKS TIME
+//	load txn|txn50 URL LOCKS TIME
 //
 // "serve" is net/http alone: it prints its address, then reads and answers the
 // JSON that the locker does. "ask" is clients of either, and "write" the bare
@@ -37,8 +37,8 @@ func main() {
 		rate, err = ask(args[1], args[2], number(args[3]), duration(args[4]))
 	case "write":
 		rate, err = write(args[1], number(args[2]), duration(args[3]))
-	case "txn":
-		rate, err = txn(args[1], number(args[2]), duration(args[3]))
+	case "txn", "txn50":
+		rate, err = txn(args[1], number(args[2]), duration(args[3]), args[0] == "txn50")
 	default:
 		err = fmt.Errorf("it is serve, ask, write or txn, not %q", args[0])
 	}
