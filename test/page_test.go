@@ -282,6 +282,24 @@ func TestPageTrouble(t *testing.T) {
 	w.await("document.title.startsWith('not served: ')")
 }
 
+// The page of one of several lockers says who leads, and it when nobody does.
+func TestPageOfSeveral(t *testing.T) {
+	ls := startLockers(t, 1, 2, credentials...)
+	leader := ls.leader(t)
+	standby := ls.all[1-leader]
+	w := visitAt(t, standby, standby.URL+"/", "503", "423")
+	w.has("a standby of " + ls.all[leader].URL)
+	w.do("PUT", "/lock/a", jane)
+	w.hold("a", "ann", "incident 4711")
+	w.has("You wait for a as ann, 1 of 1 in line.")
+	w.do("DELETE", "/lock/a", `{"key": "k", "locked_by": "jane", "id": "7"}`)
+	w.has("You hold a now")
+	ls.etcd.KillNode(0)
+	w.has("The locker does not serve: ")
+	w.await("document.title.startsWith('not served: ') && document.querySelector('.act').getAttribute('aria-disabled') === 'true'")
+	w.screenshot("nobody leads")
+}
+
 // A page in the background leaves the browser's connections to others; it is up
 // to date as soon as somebody looks.
 func TestPageBackground(t *testing.T) {
