@@ -231,14 +231,18 @@ func TestPageBehindProxies(t *testing.T) {
 		f := behind(t, proxy, place, credentials, changes...)
 		w := visitAt(t, f.Locker, f.url+"/", "403")
 		w.do("PUT", "/lock/a%2Fb", jane)
-		w.await("document.querySelector('.holders .release')")
-		w.click(".holders .release")
-		w.keys("it hangs" + keyEnter)
+		w.await("document.querySelector('.row .release')")
+		w.click(".row .release")
+		w.keys("it hangs" + keyTab + "ann" + keyEnter)
 		w.has(says)
 	}
 	for proxy := range proxies {
-		t.Run(proxy, func(t *testing.T) { release(t, proxy, "locker.example", "Nothing is held") })
-		t.Run(proxy+" path", func(t *testing.T) { release(t, proxy, "shared.example/locker", "Nothing is held") })
+		t.Run(proxy, func(t *testing.T) {
+			release(t, proxy, "locker.example", "Force-released jane from a/b. Nobody holds it now.")
+		})
+		t.Run(proxy+" path", func(t *testing.T) {
+			release(t, proxy, "shared.example/locker", "Force-released jane from a/b. Nobody holds it now.")
+		})
 	}
 	t.Run("nginx without Host", func(t *testing.T) {
 		release(t, "nginx", "locker.example", "have the proxy pass Host on as it came (nginx: proxy_set_header Host $http_host)", "proxy_set_header Host $http_host;", "")
