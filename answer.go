@@ -164,6 +164,9 @@ func (a answer) reply(asker identity) reply {
 	case tooLate:
 		return a.refusal(http.StatusLocked, "the claim of %s on lock %s was released or withdrawn after this request was sent: nothing was taken", by, name)
 	case oldTicket:
+		if a.how != "" {
+			return a.refusal(http.StatusConflict, "%s, after this ticket was given out: fetch another, then ask again", a.endedWords(by))
+		}
 		return a.refusal(http.StatusConflict, "this ticket is from before the locker's start, or too old: fetch another, then ask again")
 	case neverTaken:
 		return a.success(resource.NothingDone+"this claim never got lock %s, and nobody else's hold was touched", name)
@@ -263,7 +266,7 @@ func (l *lock) whyNot(who identity) string {
 	case l.named(who.LockedBy) >= 0:
 		return "; that is the same name, which holds the lock once: it waits for itself, unless it sends the same id"
 	case len(l.Waiters) == 0:
-		return "; the key fits, but as many hold the lock as their slots allow"
+		return "; the key fits, but as many hold the lock as their slots, or those of this claim, allow"
 	case l.Waiters[0].identity != who:
 		return fmt.Sprintf("; the key fits, but %s was first in line with the key %s", l.Waiters[0].LockedBy, l.Waiters[0].Key)
 	}

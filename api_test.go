@@ -69,7 +69,7 @@ func TestAPI(t *testing.T) {
 		{"take a slot", []apiCall{{put, "/lock/slots", `{"key": "k", "locked_by": "a", "slots": 2, "reason": "a release"}`, nil}},
 			apiCall{put, "/lock/slots", `{"key": "k", "locked_by": "b", "slots": 2}`, nil}, "200 OK", "", []string{`,"slot":2,"lock":`, `"slot":1,"slots":2,"reason":"a release"}`}},
 		{"take a slot too many", nil, apiCall{put, "/lock/slots", `{"key": "k", "locked_by": "c"}`, nil}, "423 Locked", "",
-			[]string{`by a since 20`, `Z: a release and b since`, `; the key fits, but as many hold the lock as their slots allow"`}},
+			[]string{`by a since 20`, `Z: a release and b since`, `; the key fits, but as many hold the lock as their slots, or those of this claim, allow"`}},
 		{"an empty body", nil, apiCall{put, "/lock/none", ``, nil}, "400 Bad Request", "", []string{`send a body such as {\"key\": \"deploy\"}`}},
 		{"a form", nil, apiCall{put, "/lock/none", `key=deploy`, nil}, "400 Bad Request", "", []string{`send a body such as {\"key\": \"deploy\"}`}},
 		{"an empty release", nil, apiCall{del, "/lock/none", ``, nil}, "400 Bad Request", "", []string{`send a body such as {\"key\": \"deploy\"}`}},
@@ -486,5 +486,17 @@ func TestHoldOfBeforeWithALookalike(t *testing.T) {
 	}
 	if got := s.do(t, del, path, body); got.status != "200 OK" || !strings.Contains(got.body, "released by") {
 		t.Errorf("DELETE: %s: %s", got.status, got.body)
+	}
+}
+
+// A ticket that is refused because others ended the claim says so.
+func TestTicketOfAForcedHold(t *testing.T) {
+	s := startServer(t, nil)
+	claim := fmt.Sprintf(`{"key": "k", "id": "7", "ticket": %q}`, s.do(t, get, "/lock/a?ticket=true", "").header.Get("Locker-Ticket"))
+	s.do(t, put, "/lock/a", claim)
+	s.do(t, del, "/lock/a?force=true", "")
+	got := s.do(t, put, "/lock/a", claim)
+	if want := `"error":"this claim of k on lock a was ended by force at 2`; got.status != "409 Conflict" || !strings.Contains(got.body, want) || !strings.Contains(got.body, "Z, after this ticket was given out: fetch another, then ask again") {
+		t.Errorf("%s %s", got.status, got.body)
 	}
 }

@@ -25,7 +25,10 @@ var errUnhealthy = errors.New("the locker is not healthy")
 // and prints the answer. Over TLS it does not verify who answers, since it asks
 // this machine, and it sends no credentials. An error says that the locker is not
 // healthy, or did not answer.
-func checkHealth(ctx context.Context, getenv func(string) string, stdout io.Writer) error {
+func checkHealth(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
+	if len(args) > 0 {
+		return &configError{fmt.Errorf("argument %q: locker health has no arguments: it goes by the variables that the locker goes by, see locker -help", args[0])}
+	}
 	u, err := healthURL(getenv)
 	if err != nil {
 		return &configError{err}

@@ -40,11 +40,14 @@ func TestCheckHealth(t *testing.T) {
 			settings := map[string]string{"LISTEN": s.address, "SSL_CERT": env["SSL_CERT"]}
 			getenv := func(name string) string { return settings[name] }
 			var out strings.Builder
-			if err := checkHealth(t.Context(), getenv, &out); err != nil || !strings.Contains(out.String(), `"status":"ok"`) {
+			if err := checkHealth(t.Context(), nil, getenv, &out); err != nil || !strings.Contains(out.String(), `"status":"ok"`) {
 				t.Errorf("%v, printed %s", err, out.String())
 			}
+			if err := checkHealth(t.Context(), []string{"-listen"}, getenv, &out); err == nil || !strings.Contains(err.Error(), `argument "-listen": locker health has no arguments`) {
+				t.Errorf("error %v", err)
+			}
 			s.stop()
-			if err := checkHealth(t.Context(), getenv, &out); !errors.Is(err, errUnhealthy) {
+			if err := checkHealth(t.Context(), nil, getenv, &out); !errors.Is(err, errUnhealthy) {
 				t.Errorf("error %v when nobody answers", err)
 			}
 		})

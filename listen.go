@@ -34,12 +34,12 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 	lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: probeTime, Interval: probeTime, Count: probes}}
 	l, err := lc.Listen(ctx, "tcp", address)
 	if err != nil {
-		mend := "set LISTEN or PORT to an address of this machine"
+		mend := "set LISTEN or PORT (-listen, -port) to an address of this machine"
 		switch {
 		case errors.Is(err, syscall.EADDRINUSE):
-			mend = "another process has this port, maybe a locker: stop it, or set LISTEN or PORT to one that is free"
+			mend = "another process has this port, maybe a locker: stop it, or set LISTEN or PORT (-listen, -port) to one that is free"
 		case errors.Is(err, syscall.EACCES):
-			mend = "only root may have this port: set LISTEN or PORT to one above 1023"
+			mend = "only root may have this port: set LISTEN or PORT (-listen, -port) to one above 1023"
 		}
 		return nil, fmt.Errorf("%w: %s", err, mend)
 	}

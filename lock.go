@@ -80,8 +80,8 @@ func (d *draft) begin() {
 // A claim of a present holder or waiter is not a second one, but that claim
 // again.
 func (d *draft) take(name string, c claim, wait bool) outcome {
-	if v := d.late(name, c); v != "" {
-		return outcome{verdict: v}
+	if o := d.late(name, c); o.verdict != "" {
+		return o
 	}
 	l := d.look(name)
 	if i := l.holding(c.identity); i >= 0 {
@@ -115,20 +115,22 @@ func (d *draft) take(name string, c claim, wait bool) outcome {
 	return outcome{verdict: queued, waiter: d.revision}
 }
 
-// late says why a take with a ticket is refused without a look at the lock; empty
-// is not.
-func (d *draft) late(name string, c claim) verdict {
+// late says why a take with a ticket is refused without a look at the lock; its
+// verdict is empty when it is not.
+func (d *draft) late(name string, c claim) outcome {
 	if c.Ticket.IsZero() {
-		return ""
+		return outcome{}
 	}
 	e := d.notOlder(newEndID(name, c.Key, c.LockedBy, c.ID), c.Ticket)
 	switch {
 	case e != nil && !e.How.unheard():
-		return tooLate
-	case e != nil, d.notGiven(c.Ticket):
-		return oldTicket
+		return outcome{verdict: tooLate}
+	case e != nil:
+		return outcome{verdict: oldTicket, how: e.How, at: e.At}
+	case d.notGiven(c.Ticket):
+		return outcome{verdict: oldTicket}
 	}
-	return ""
+	return outcome{}
 }
 
 // repeat is take for the claim of the holder at i.

@@ -43,7 +43,7 @@ func main() {
 	log := resource.NewLines(os.Stderr)
 	status := 0
 	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, log); err != nil {
-		fmt.Fprintln(log, "locker:", err)
+		fmt.Fprintln(log, "locker:", strings.ReplaceAll(err.Error(), "\n", "\nlocker: "))
 		status = 1
 		if _, ok := errors.AsType[*configError](err); ok {
 			status = 2
@@ -84,8 +84,8 @@ func tune() (ballast []byte) {
 // with the configuration; any other error is why the server could not start or
 // go on.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	if len(args) == 1 && args[0] == "health" {
-		return checkHealth(ctx, getenv, stdout)
+	if len(args) > 0 && args[0] == "health" {
+		return checkHealth(ctx, args[1:], getenv, stdout)
 	}
 	if len(args) > 0 && args[0] == "import" {
 		return runImport(ctx, args, getenv, stdout)

@@ -207,7 +207,7 @@ func TestPortInUse(t *testing.T) {
 	defer l.Close()
 	writeFile(t, state, originalFile)
 	err = runAgainst(t, l.Addr().String(), state)
-	for _, want := range []string{l.Addr().String(), "address already in use", "another process has this port, maybe a locker: stop it, or set LISTEN or PORT to one that is free"} {
+	for _, want := range []string{l.Addr().String(), "address already in use", "another process has this port, maybe a locker: stop it, or set LISTEN or PORT (-listen, -port) to one that is free"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %q", err, want)
 		}
@@ -223,7 +223,7 @@ func TestSecondServerOfAStateRefuses(t *testing.T) {
 	s := startServer(t, map[string]string{"LOCKER_CONFIG": state})
 	s.do(t, put, "/lock/a", jane)
 	err := runAgainst(t, "127.0.0.1:0", state)
-	for _, want := range []string{fmt.Sprintf("another locker, process %d, has the state file, it holds %s.lock", os.Getpid(), state), "stop it, or set LOCKER_CONFIG to another file"} {
+	for _, want := range []string{fmt.Sprintf("another locker, process %d, has the state file, it holds %s.lock", os.Getpid(), state), "stop it, or set LOCKER_CONFIG (-state) to another file"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %q", err, want)
 		}

@@ -255,7 +255,7 @@ func (m *model) take(name string, c modelClaim, wait bool, now time.Time, asking
 		for _, e := range l.about(c.who) {
 			if !earlier(e.ticket, c.ticket) {
 				if slices.Contains([]how{endExpired, endForced, endFreed}, e.how) {
-					return outcome{verdict: oldTicket}
+					return outcome{verdict: oldTicket, how: e.how, at: e.at}
 				}
 				return outcome{verdict: tooLate}
 			}

@@ -79,15 +79,15 @@ func (st *fileStore) close() error { return st.guard.Close() }
 func flock(path string, lock func(f *os.File) error) (*os.File, error) {
 	f, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("keep other lockers off the state file: %w: set LOCKER_CONFIG to a file that this user may write", err)
+		return nil, fmt.Errorf("keep other lockers off the state file: %w: set LOCKER_CONFIG (-state) to a file that this user may write", err)
 	}
 	if err := lock(f); errors.Is(err, syscall.EWOULDBLOCK) {
 		pid, _ := io.ReadAll(io.LimitReader(f, 20))
 		f.Close()
-		return nil, fmt.Errorf("another locker%s has the state file, it holds %s: stop it, or set LOCKER_CONFIG to another file: %w", process(pid), path+".lock", err)
+		return nil, fmt.Errorf("another locker%s has the state file, it holds %s: stop it, or set LOCKER_CONFIG (-state) to another file: %w", process(pid), path+".lock", err)
 	} else if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("the file system of %s cannot lock files: %w: set LOCKER_CONFIG to a file on a local disk", path+".lock", err)
+		return nil, fmt.Errorf("the file system of %s cannot lock files: %w: set LOCKER_CONFIG (-state) to a file on a local disk", path+".lock", err)
 	}
 	if err := f.Truncate(0); err == nil {
 		fmt.Fprintln(f, os.Getpid()) // for people; the next locker names it

@@ -60,7 +60,7 @@ const runHelp = `Takes a lock, runs a command, releases the lock, exits with the
   -ttl D          the hold's, renewed every quarter of it (2m)
   -grace D        between TERM and KILL when the lock is lost (10s)
   -keep-going     only warn then
-  -quiet          say nothing but errors
+  -quiet          say nothing but errors; nothing for status 75
 
 The command has LOCKER_LOCK, LOCKER_TOKEN and LOCKER_SLOT. Exit status: its own,
 128 + the signal that ended it, or this program while it waited; 75 the lock was
@@ -110,6 +110,9 @@ func wrap(args []string, getenv func(string) string) int {
 	}
 	signals := catch()
 	hold, status, err := await(take, signals)
+	if err != nil && j.quiet && status == statusNotFree {
+		return status
+	}
 	if err != nil {
 		say(err)
 		return status
@@ -223,7 +226,7 @@ func (j *job) skips(text string) error {
 
 // whoAmI is a name for people that no other process has.
 func whoAmI(getenv func(string) string) string {
-	user := cmp.Or(getenv("USER"), getenv("LOGNAME"), fmt.Sprint("uid ", os.Getuid()))
+	user := cmp.Or(getenv("USER"), getenv("LOGNAME"), fmt.Sprint("uid-", os.Getuid()))
 	host, _ := os.Hostname()
 	tail := fmt.Sprintf("%d-%s", os.Getpid(), strings.ToLower(rand.Text()[:6]))
 	me := user + "@" + host + "/" + tail
@@ -237,7 +240,7 @@ func whoAmI(getenv func(string) string) string {
 func (j *job) find(getenv func(string) string) (cmd *exec.Cmd, status int, err error) {
 	_, err = exec.LookPath(j.command[0])
 	switch {
-	case errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EISDIR):
 		return nil, statusNoStart, err
 	case err != nil && !errors.Is(err, exec.ErrDot): // PATH has the folder that this is in
 		return nil, statusNoCommand, err

@@ -45,7 +45,7 @@ type Hold struct {
 
 // ErrLost is why a hold is over: by force, by its ttl, with the locker's state, or as
 // far as anybody can tell, since the locker has not answered for so long.
-var ErrLost = errors.New("the lock is lost")
+var ErrLost = errors.New("is lost")
 
 // NewTake checks a wish and returns what takes the lock, waiting in the queue and
 // saying on stderr what it waits for. In a task of Concourse the build is its link.
@@ -111,7 +111,7 @@ func (h *Hold) Keep(ctx context.Context) error {
 			why = errors.New("this process stood still")
 		}
 		if left <= 0 {
-			return fmt.Errorf("%w: it was not renewed for %s: %w", ErrLost, age(time.Since(h.sent)), why)
+			return h.lost("it was not renewed for %s: %w", age(time.Since(h.sent)), why)
 		}
 		why = h.renew(ctx, min(left, answerTime))
 		if ctx.Err() != nil {
@@ -123,14 +123,19 @@ func (h *Hold) Keep(ctx context.Context) error {
 		}
 		switch f, ok := errors.AsType[*failure](why); {
 		case !ok:
-			return fmt.Errorf("%w: %w", ErrLost, why)
+			return h.lost("%w", why)
 		case f.stale:
-			return fmt.Errorf("%w: it was forced, or expired, or the locker's state is another one", ErrLost)
+			h.claim.ticket.Store(nil) // for the release
+			return h.lost("it was forced, or expired, or the locker's state is another one")
 		}
 		pause := min(max(ttl/32, time.Second), max(time.Until(end), 0))
 		next = time.Now().Add(pause)
 		h.claim.say.warn("lock %s was not renewed: %s: trying again in %s", h.claim.name, why, pause.Round(100*time.Millisecond))
 	}
+}
+
+func (h *Hold) lost(format string, args ...any) error {
+	return fmt.Errorf("lock %s %w: %w", h.claim.name, ErrLost, fmt.Errorf(format, args...))
 }
 
 // await waits until it is time to renew, or a quarter of the ttl is over by the wall

@@ -65,6 +65,8 @@ func writeLock(dir string, of json.RawMessage, l Lock, data []byte) error {
 	for _, name := range names(l) {
 		owners.WriteString(name + "\n")
 	}
+	os.Remove(filepath.Join(dir, "token"))
+	os.Remove(filepath.Join(dir, "slot"))
 	err := errors.Join(replaceFile(dir, "lock", []byte(owners.String())), replaceFile(dir, "lock.json", data))
 	var v version
 	json.Unmarshal(of, &v)

@@ -116,14 +116,18 @@ func (c *claim) take(ctx, requests context.Context) (t taken) {
 	}
 	trying := &patience{budget: c.budget, say: c.say}
 	queue := &queueLog{claim: c}
+	asked := false // for the lock, not only for a ticket
 	for t.err = ctx.Err(); t.err == nil; t.err = ctx.Err() {
 		t.asked = time.Now()
 		var ticket *string
-		if ticket, t.err = c.fetch(requests); t.err == nil {
+		attempt, cancel := c.attempt(requests, limit)
+		if ticket, t.err = c.fetch(attempt); t.err == nil {
 			ask.Ticket, ask.Wait = *ticket, Duration(limit.next())
-			t.answer, t.err = c.client.take(requests, ask)
+			t.answer, t.err = c.client.take(attempt, ask)
 			c.drop(ticket, t.err)
+			asked = true
 		}
+		cancel()
 		refused, isRefusal := errors.AsType[*refusal](t.err)
 		switch {
 		case t.err == nil:
@@ -144,7 +148,7 @@ func (c *claim) take(ctx, requests context.Context) (t taken) {
 			early(ctx, t.asked, time.Duration(ask.Wait))
 		default:
 			queue.shown = "" // after an outage people want to know that it is over
-			if f, ok := errors.AsType[*failure](t.err); !ok || !f.unheard {
+			if f, ok := errors.AsType[*failure](t.err); asked && (!ok || !f.unheard) {
 				t.left = true
 			}
 			waiting, cancel := limit.bound(ctx)
@@ -160,6 +164,19 @@ func (c *claim) take(ctx, requests context.Context) (t taken) {
 		}
 	}
 	return t
+}
+
+// attempt bounds one attempt of a `locker run` that does not wait for ever: a locker
+// that hangs keeps it for 2 s longer at most.
+func (c *claim) attempt(ctx context.Context, l *limit) (context.Context, context.CancelFunc) {
+	if !c.leased || c.params.wait == nil {
+		return context.WithCancel(ctx)
+	}
+	end := c.started.Add(time.Duration(*c.params.wait))
+	if !l.since.IsZero() {
+		end = l.end()
+	}
+	return context.WithTimeout(ctx, max(time.Until(end), 0)+2*time.Second)
 }
 
 // wanted is a request that takes, without its ticket and how long it may wait.

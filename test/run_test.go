@@ -96,11 +96,12 @@ func TestRunStatus(t *testing.T) {
 		{3, "", []string{"a", "--", "sh", "-c", "exit 3"}},
 		{128 + 9, "", []string{"a", "--", "sh", "-c", "kill -9 $$"}},
 		{75, "not free within 0s: lock held is held with the key k by jane since", []string{"-wait", "0s", "held", "--", "true"}},
-		{75, "not free within 1s: lock held is held", []string{"-wait", "1s", "-quiet", "held", "--", "true"}},
+		{75, "not free within 1s: lock held is held", []string{"-wait", "1s", "held", "--", "true"}},
 		{69, "connection refused: gave up after 1s: check that this is the locker's address", []string{"-uri", "http://127.0.0.1:1", "-wait", "1s", "a", "--", "true"}},
 		{69, "404 Not Found", []string{"-uri", r.URL + "/elsewhere", "a", "--", "true"}},
 		{127, "executable file not found", []string{"held", "--", "no-such-program"}},
 		{127, "no such file", []string{"held", "--", "./no-such-program"}},
+		{126, "is a directory", []string{"held", "--", "/tmp"}},
 		{126, "permission denied", []string{"held", "--", notProgram}},
 		{2, "-slots: it must be a whole number: see locker run -help", []string{"-slots", "x", "a", "--", "true"}},
 		{2, "-slots: slots is 0", []string{"-slots", "0", "a", "--", "true"}},
@@ -115,6 +116,11 @@ func TestRunStatus(t *testing.T) {
 		if said := u.stderr.String(); !strings.Contains(said, row.said) || strings.Contains(said, "CANARY") || strings.Contains(said, "\x1b") {
 			t.Errorf("%q said %q, want %q", row.args, said, row.said)
 		}
+	}
+	quiet := r.start("-wait", "0s", "-quiet", "held", "--", "true")
+	quiet.wait(75)
+	if said := quiet.stderr.String(); said != "" {
+		t.Errorf("quietly: %s", said)
 	}
 	help := r.start("-help")
 	help.wait(0)
@@ -271,7 +277,7 @@ func TestRunLost(t *testing.T) {
 			if ended := lastSeen(t, alive); ended.Sub(lost) > row.within {
 				t.Errorf("the command lived for %s", ended.Sub(lost))
 			}
-			if !strings.Contains(u.stdout.String(), "TERM\n") || !regexp.MustCompile(`locker run: the lock is lost: .*: the command gets TERM, and KILL 1s later\n`).MatchString(u.stderr.String()) {
+			if !strings.Contains(u.stdout.String(), "TERM\n") || !regexp.MustCompile(`locker run: lock a is lost: .*: the command gets TERM, and KILL 1s later\n`).MatchString(u.stderr.String()) {
 				t.Errorf("printed %q, said %q", u.stdout, u.stderr)
 			}
 		})
@@ -298,6 +304,32 @@ func TestRunGroup(t *testing.T) {
 	u.wait(128 + int(syscall.SIGTERM))
 	if time.Since(start) > 10*time.Second {
 		t.Error("a foreground child was not ended")
+	}
+}
+
+// A command under two locks ends when the outer one is lost.
+func TestRunNestedLost(t *testing.T) {
+	r := newRuns(t)
+	alive := filepath.Join(t.TempDir(), "alive")
+	u := r.start(append(short, "a", "--", lockertest.Program(t, "locker"), "run", "b", "--", "bash", "-c", stubborn, alive)...)
+	u.stdout.Await(t, "ready")
+	r.Want("DELETE", "/lock/a?force=true", "", http.StatusOK)
+	ended := u.wait(70)
+	time.Sleep(200 * time.Millisecond)
+	if last := lastSeen(t, alive); last.Sub(ended) > 100*time.Millisecond {
+		t.Errorf("the command lives %s longer", last.Sub(ended))
+	}
+}
+
+// A locker that hangs keeps nobody for much longer than -wait.
+func TestRunHangingLocker(t *testing.T) {
+	r := newRuns(t)
+	r.Process.Signal(syscall.SIGSTOP)
+	t.Cleanup(func() { r.Process.Signal(syscall.SIGCONT) })
+	start := time.Now()
+	r.start("-wait", "1s", "a", "--", "true").wait(69)
+	if took := time.Since(start); took > 8*time.Second {
+		t.Errorf("it took %s", took)
 	}
 }
 
@@ -370,7 +402,7 @@ func TestRunKeepsGoing(t *testing.T) {
 	r.Await("a", lockertest.WithWaiters(0))
 	r.Want("DELETE", "/lock/a?force=true", "", http.StatusOK)
 	u.wait(0)
-	if !strings.Contains(u.stderr.String(), "the lock is lost: ") || !strings.Contains(u.stderr.String(), ": the command goes on\n") {
+	if !strings.Contains(u.stderr.String(), "lock a is lost: ") || !strings.Contains(u.stderr.String(), ": the command goes on\n") {
 		t.Errorf("said %s", u.stderr)
 	}
 }
