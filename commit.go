@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
+	"runtime"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -25,8 +25,6 @@ const (
 	wallPause  = 5 * time.Second       // between looks at the wall clock, which may jump, while a ttl runs
 	gatherMost = 10 * time.Millisecond // that others are waited for, however long a commit takes
 )
-
-var errRevision = fmt.Errorf("the state's revision is at %d, beyond which not every reader of JSON is exact: start with another state file", uint64(maxRevision))
 
 // store keeps the state. The writer owns it.
 type store interface {
@@ -229,6 +227,7 @@ func (c *committer) commit(b *batch) error {
 	c.publish(b.draft)
 	c.inbox.forget(len(b.unclaimed))
 	c.deliver(b)
+	runtime.Gosched() // to those who were answered: their clients wait, the log does not
 	c.recent.add(b.draft.now, b.draft.events)
 	logEvents(c.log, b.draft.events)
 	return nil

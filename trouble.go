@@ -1,12 +1,15 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"time"
 )
 
 // This file is what is known of commits that fail.
+
+var errRevision = fmt.Errorf("the state's revision is at %d, beyond which not every reader of JSON is exact: start with another state file", uint64(maxRevision))
 
 // trouble says since when and why they do.
 type trouble struct {
