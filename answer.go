@@ -67,7 +67,7 @@ func (h foreignHost) Error() string {
 // crossOrigin refuses a write that a page of another site has a browser send.
 type crossOrigin struct{ error }
 
-// badMethod refuses a method; its text is those that would do.
+// badMethod refuses a method. Its text lists those that the path takes.
 type badMethod string
 
 func (m badMethod) Error() string {

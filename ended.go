@@ -70,8 +70,8 @@ type memo struct {
 	touched time.Time
 }
 
-// endID is a hash of a lock's name, a key and an id, and one of a name; a zero
-// name is every name.
+// endID identifies a claim by two hashes: one of the lock's name, the key and the id,
+// and one of locked_by. When the second is zero, every locked_by is meant.
 type endID struct {
 	claim [16]byte
 	name  [8]byte

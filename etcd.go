@@ -89,7 +89,8 @@ type notSent struct{ error }
 func (e notSent) Unwrap() error { return e.error }
 
 // call sends a request to the endpoint that answered last, and decodes the
-// answer. An error is of isRefusal, a notSent, or leaves open what was done.
+// answer. When isRefusal of an error is true, etcd refused the request; a notSent was
+// never sent; after any other error etcd may have carried it out.
 func (e *etcd) call(ctx context.Context, path string, body []byte, answer any) error {
 	token, err := e.authenticated(ctx, "")
 	if err != nil {
@@ -105,15 +106,16 @@ func (e *etcd) call(ctx context.Context, path string, body []byte, answer any) e
 	return e.once(ctx, path, token, body, answer)
 }
 
-// expired reports whether etcd refused a token that it may have given out.
+// expired reports whether etcd refused a request because of its token, so that a new
+// one may help.
 func expired(err error) bool {
 	refusal, ok := errors.AsType[*etcdError](err)
 	return ok && (refusal.code == codeUnauthenticated || refusal.code == codeInvalidArgument &&
 		(strings.Contains(refusal.message, "revision in header is old") || strings.Contains(refusal.message, "user name is empty")))
 }
 
-// authenticated returns a token that is not the one that has expired. Its errors
-// say that nothing else was sent.
+// authenticated returns a token other than old, and logs in if there is none. After an
+// error, nothing else was sent.
 func (e *etcd) authenticated(ctx context.Context, old string) (string, error) {
 	e.mu.Lock()
 	token := e.token

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// This file is the connections: how they are accepted, how many, and which are
+// This file handles connections: how they are accepted, how many, and which are
 // closed first.
 
 const (
@@ -148,7 +148,7 @@ func (c *limitedConn) owe(bytes int) {
 }
 
 // unread returns how many bytes of an answer the other end leaves unread, and
-// since when.
+// since when; 0 unless it has taken nothing for stallTime.
 func (c *limitedConn) unread() (bytes int, since time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -69,8 +69,8 @@ func (d *draft) since(t time.Time) time.Duration { return max(0, d.now.Sub(t)) }
 
 func (d *draft) note(e event) { d.events = append(d.events, e) }
 
-// begin makes the draft the first of a start: it moves the revision, so that
-// tickets are new, and with it the horizon.
+// begin marks the first draft of a start. It raises the revision, so that new tickets
+// differ from all before, and sets the horizon to it.
 func (d *draft) begin() {
 	d.revision++
 	d.horizon = ticket{d.revision, 0}

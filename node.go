@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// This file is one of several lockers: who leads, for how long, and how a term
+// This file decides which of several lockers leads, for how long, and how a term
 // begins and ends. Each locker looks at one key of etcd; whoever creates it leads.
 // Nothing is decided by a clock, but that a leader which could not renew its lease
 // does not answer reads.
@@ -75,7 +75,7 @@ func newNode(cfg *etcdConfig, cert *certificate, m *metrics, log *slog.Logger, w
 	return n
 }
 
-// run takes part until close.
+// run looks who leads, and leads when nobody does, until close is called.
 func (n *node) run() error {
 	defer n.forget()
 	for {

@@ -32,7 +32,7 @@ type request struct {
 	done  chan answer     // capacity 1
 }
 
-// answer is what became of a request; with err, nothing that is known.
+// answer is what became of a request. With err, the other fields are empty.
 type answer struct {
 	outcome
 	lock   *lock         // as committed

@@ -26,8 +26,8 @@ type state struct {
 // when there are most of them.
 const chunkSize = 128
 
-// chunk is some locks that follow each other, at least one. A change makes a new
-// one of the one that it is in, and has nothing to do with the others.
+// chunk is a run of neighbouring locks, at least one. To change a lock, its chunk
+// is replaced by a new one; the others stay as they are.
 type chunk struct {
 	locks []*lock  // in the order of their names
 	known *summary // nil: not looked at yet; the writer's alone

@@ -167,8 +167,8 @@ func importState(ctx context.Context, e *etcd, k keys, s *state) error {
 	return err
 }
 
-// stayLeader renews a lease until ctx is done. When it fails, the next
-// transaction does.
+// stayLeader renews a lease until ctx is done. Its errors are passed over: without the
+// lease, the next transaction fails.
 func stayLeader(ctx context.Context, e *etcd, l lease) {
 	for ctx.Err() == nil {
 		e.renew(ctx, l.ID, etcdAttempt)

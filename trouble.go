@@ -11,18 +11,19 @@ import (
 
 var errRevision = fmt.Errorf("the state's revision is at %d, beyond which not every reader of JSON is exact: start with another state file", uint64(maxRevision))
 
-// trouble says since when and why they do.
+// trouble says why commits fail, and since when.
 type trouble struct {
 	since time.Time
 	err   error
 }
 
-// troubles is the present one. It is safe for concurrent use.
+// troubles holds the present trouble, if there is one. It is safe for concurrent use.
 type troubles struct {
 	now atomic.Pointer[trouble] // nil while commits succeed
 }
 
-// note takes how a save ended, and logs what is news in that.
+// note records how a save ended, and logs when failures begin, end or change their
+// cause.
 func (t *troubles) note(err error, log *slog.Logger) {
 	was := t.now.Load()
 	switch {

@@ -212,7 +212,7 @@ func (j *job) trust(caFile string, getenv func(string) string) error {
 	return nil
 }
 
-// skips sets what -insecure is when it is not given.
+// skips sets the default of -insecure from its variable.
 func (j *job) skips(text string) error {
 	switch text {
 	case "true":
