@@ -244,13 +244,19 @@ func (a *api) page(_ *committer, r *http.Request, _ []byte) (reply, error) {
 
 func (a *api) health(c *committer, _ *http.Request, _ []byte) (reply, error) {
 	status, health := http.StatusOK, map[string]any{"status": "ok", "version": a.build}
+	if a.node != nil {
+		leader, since, problem := a.node.health()
+		if problem != nil {
+			health["status"], health["error"] = "no leader", problem.Error()
+			return reply{status: http.StatusServiceUnavailable, body: [][]byte{encode(health)}}, nil
+		}
+		health["leader"], health["leader_since"] = leader, inSeconds(since)
+	}
 	if c == nil {
-		return a.standby(health), nil
+		health["status"] = "standby"
+		return reply{status: status, body: [][]byte{encode(health)}}, nil
 	}
 	health["revision"] = c.state().revision
-	if a.node != nil {
-		health["leader"] = a.node.advertise
-	}
 	select {
 	case <-c.stopping():
 		status, health["status"] = http.StatusServiceUnavailable, "stopping"
@@ -261,17 +267,6 @@ func (a *api) health(c *committer, _ *http.Request, _ []byte) (reply, error) {
 		}
 	}
 	return reply{status: status, body: [][]byte{encode(health)}}, nil
-}
-
-// standby answers how a locker is that does not lead.
-func (a *api) standby(health map[string]any) reply {
-	leader, problem := a.node.health()
-	if problem != nil {
-		health["status"], health["error"] = "no leader", problem.Error()
-		return reply{status: http.StatusServiceUnavailable, body: [][]byte{encode(health)}}
-	}
-	health["status"], health["leader"] = "standby", leader
-	return reply{status: http.StatusOK, body: [][]byte{encode(health)}}
 }
 
 // scrape answers with the metrics.

@@ -185,7 +185,7 @@ func (n *node) follow(found keyValue) {
 	}
 	var next *peer
 	if found.CreateRevision != 0 {
-		next = newPeer(found, old)
+		next = newPeer(found, old, n.wall())
 	}
 	n.leader.Store(next)
 	if next != nil && (old == nil || old.term != next.term) {
@@ -369,10 +369,14 @@ func (n *node) committer() *committer {
 	return nil
 }
 
-// health returns who leads, when it is another, or why nobody does.
-func (n *node) health() (leader string, problem error) {
-	if p := n.leader.Load(); p != nil {
-		return p.URL, nil
+// health returns who leads, as far as this locker knows, and since when, or why
+// nobody does.
+func (n *node) health() (leader string, since time.Time, problem error) {
+	if t := n.leading.Load(); t != nil {
+		return n.advertise, t.since, nil
 	}
-	return "", *n.vacancy.Load()
+	if p := n.leader.Load(); p != nil {
+		return p.URL, p.since, nil
+	}
+	return "", time.Time{}, *n.vacancy.Load()
 }

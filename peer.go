@@ -43,18 +43,19 @@ type record struct {
 // concurrent use.
 type peer struct {
 	record
-	term, written int64 // revisions of the record: its creation, and its last change
+	since         time.Time // it was seen first
+	term, written int64     // revisions of the record: its creation, and its last change
 	ctx           context.Context
 	over          func() // cuts what was sent, when the term has ended
 	transport     *http.Transport
 }
 
-// newPeer returns the peer of a record. What was sent in the same term goes on.
-func newPeer(found keyValue, old *peer) *peer {
-	p := &peer{term: found.CreateRevision, written: found.ModRevision}
+// newPeer returns the peer of a record that was found at that time. What was sent in the same term goes on.
+func newPeer(found keyValue, old *peer, now time.Time) *peer {
+	p := &peer{since: now, term: found.CreateRevision, written: found.ModRevision}
 	json.Unmarshal(found.Value, &p.record) // what is not a record is a leader that nobody reaches
 	if old != nil && old.term == p.term {
-		p.ctx, p.over = old.ctx, old.over
+		p.ctx, p.over, p.since = old.ctx, old.over, old.since
 	} else {
 		p.ctx, p.over = context.WithCancel(context.Background())
 	}

@@ -79,7 +79,10 @@ func freeAddress(t testing.TB) string {
 var unverified = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 
 // health is what a locker says of itself.
-type health struct{ Status, Leader, Error string }
+type health struct {
+	Status, Leader, Error string
+	Since                 time.Time `json:"leader_since"`
+}
 
 func healthOf(l *lockertest.Locker) (h health) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
@@ -145,6 +148,9 @@ func TestSeveralLockers(t *testing.T) {
 	}
 	leader := ls.leader(t)
 	for i, l := range ls.all {
+		if h := healthOf(l); time.Since(h.Since) > time.Minute || h.Leader != ls.all[leader].URL {
+			t.Errorf("locker %d says %+v of the leader", i, h)
+		}
 		metrics := string(l.Want("GET", "/metrics", "", 200))
 		want := fmt.Sprintf("locker_leader %d\n", map[bool]int{true: 1}[i == leader])
 		if !strings.Contains(metrics, want) || strings.Contains(metrics, "locker_waiters ") != (i == leader) {
