@@ -85,6 +85,17 @@ func (l *lock) encodeTo(line *bytes.Buffer, enc *json.Encoder) {
 	mustEncode(enc, l.name)
 	line.Truncate(line.Len() - 1) // the newline that every Encode adds
 	line.WriteString(": ")
+	l.objectTo(line, enc)
+}
+
+// object returns a lock as it is saved, without its name.
+func (l *lock) object() []byte {
+	var line bytes.Buffer
+	l.objectTo(&line, newEncoder(&line))
+	return line.Bytes()
+}
+
+func (l *lock) objectTo(line *bytes.Buffer, enc *json.Encoder) {
 	mustEncode(enc, l)
 	line.Truncate(line.Len() - 1)
 	if len(l.Left) == 0 {

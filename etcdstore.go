@@ -139,7 +139,7 @@ func changes(k keys, from, to *state) (ops []etcdOp) {
 			if len(old) > 0 && old[0].name == now[0].name {
 				old = old[1:]
 			}
-			ops = append(ops, putKey(k.lock(now[0].name), encode(now[0])))
+			ops = append(ops, putKey(k.lock(now[0].name), now[0].object()))
 			now = now[1:]
 		}
 	}

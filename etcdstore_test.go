@@ -24,6 +24,7 @@ func stateOf(revision uint64, names ...string) *state {
 		l := newLock(name)
 		l.Key, l.Revision = "k", revision
 		l.Holders = []holder{{LockedBy: "a", Since: noon, Token: revision, Slot: 1}}
+		l.Left = []end{{Claim: newEndID(name, "k", "b", "1"), How: endReleased, At: noon}}
 		locks = append(locks, l)
 	}
 	return newState(revision, locks)
@@ -369,7 +370,7 @@ func TestLockOfOneKey(t *testing.T) {
 	for _, long := range []string{"x", strings.Repeat("x", 255)} {
 		n, s := fill(long[:min(len(long), 240)], "http://ci.example/"+strings.Repeat("l", 2048-18), long)
 		l := s.look("l")
-		size := len(encode(l))
+		size := len(l.object())
 		t.Logf("%d waiters in %d bytes", n, size)
 		if size > 3<<19 || size < 3<<18 || !strings.Contains(l.overLimit(), "more do not fit into etcd") {
 			t.Errorf("%d waiters in %d bytes: %s", n, size, l.overLimit())
