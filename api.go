@@ -382,6 +382,9 @@ func (a *api) release(c *committer, r *http.Request, body []byte) (reply, error)
 	if err := errors.Join(nameErr, notForced(r), bodyErr, noIfMatch(r)); err != nil {
 		return reply{}, badRequest{err}
 	}
+	if h := undone(r, name); h != (hold{}) {
+		return undo(c, h)
+	}
 	return ask(c, &request{lock: name, frees: true, ctx: context.WithoutCancel(r.Context()), apply: func(d *draft) outcome {
 		return d.release(name, back)
 	}}, back.identity)

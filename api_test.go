@@ -500,3 +500,29 @@ func TestTicketOfAForcedHold(t *testing.T) {
 		t.Errorf("%s %s", got.status, got.body)
 	}
 }
+
+// What a locker that passes requests on gives back is one hold, by its token: not
+// another's under the same key and name.
+func TestUndo(t *testing.T) {
+	s := startServer(t, nil)
+	const claim = `{"key": "k", "locked_by": "jane"}`
+	s.do(t, put, "/lock/a", claim)
+	for _, row := range []struct {
+		token, by string
+		held      bool
+	}{{"1", "peer", true}, {"2", "", false}, {"2", "peer", false}} {
+		header := []string{"Locker-Undo", row.token}
+		if row.by != "" {
+			header = append(header, "Locker-Forwarded", row.by)
+		}
+		got := s.do(t, del, "/lock/a", claim, header...)
+		if held := strings.Contains(s.do(t, get, "/lock/a", "").body, `"jane":1`); got.status != "200 OK" || held != row.held {
+			t.Errorf("%+v: %s %s, held %v", row, got.status, got.body, held)
+		}
+	}
+	s.do(t, put, "/lock/a", claim)
+	s.do(t, del, "/lock/a", claim, "Locker-Undo", "2", "Locker-Forwarded", "peer")
+	if got := s.do(t, get, "/lock/a", ""); !strings.Contains(got.body, `"jane":1`) {
+		t.Errorf("another's hold was freed: %s", got.body)
+	}
+}

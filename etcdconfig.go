@@ -92,8 +92,11 @@ func (cfg *etcdConfig) announce(advertise option, secured bool) error {
 
 // parseBase returns a URL of scheme and host alone.
 func parseBase(text string) (string, error) {
+	if strings.Contains(text, "@") { // what is before it may be a password
+		return "", errors.New("a URL with credentials in it: leave them out")
+	}
 	u, err := url.Parse(text)
-	if err != nil || !slices.Contains([]string{"http", "https"}, u.Scheme) || u.Hostname() == "" || u.Port() == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
+	if err != nil || !slices.Contains([]string{"http", "https"}, u.Scheme) || u.Hostname() == "" || u.Port() == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
 		return "", fmt.Errorf("%q is not a URL of http or https, a host and a port alone", text)
 	}
 	return u.Scheme + "://" + u.Host, nil

@@ -92,6 +92,9 @@ func (k keys) decode(found keyValue, locks []keyValue) (*state, error) {
 	}
 	members := map[string]json.RawMessage{}
 	for _, kv := range locks {
+		if !json.Valid(kv.Value) {
+			return nil, fmt.Errorf("%s: its value is not JSON: remove the key, or put back what was there", kv.Key)
+		}
 		members[strings.TrimPrefix(string(kv.Key), k.locks())] = kv.Value
 	}
 	s, _, err := decodeState(encode(map[string]any{"version": h.Version, "revision": h.Revision, "locks": members}), time.Time{})

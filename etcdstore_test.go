@@ -247,6 +247,7 @@ func TestLoadRefuses(t *testing.T) {
 		{`{"version":3,"revision":1,"more":true}`, "", errNewer},
 		{`{"version":2}`, `{"key":"k","revision":9,"holders":[]}`, nil},
 		{`{"version":2,"revision":`, "", nil},
+		{`{"version":2,"revision":9}`, `foo`, nil},
 	} {
 		g := newGateway(t)
 		if row.state != "" {

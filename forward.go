@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/cloudfoundry-community/locker/resource"
@@ -29,6 +30,10 @@ func (n *node) answer(r *http.Request, body []byte, here func(c *committer) (rep
 	if isRead(r) {
 		within = readTime
 	}
+	gone := r.Context().Done()
+	if r.Method == http.MethodDelete {
+		gone = nil // a release counts, whether or not its sender still waits
+	}
 	for deadline := time.Now().Add(within); ; {
 		if t := n.leading.Load(); t != nil {
 			return n.answerHere(t, r, here)
@@ -44,7 +49,7 @@ func (n *node) answer(r *http.Request, body []byte, here func(c *committer) (rep
 		n.lookNow()
 		select {
 		case <-time.After(forwardNext):
-		case <-r.Context().Done():
+		case <-gone:
 			return reply{}, errGone
 		case <-n.ctx.Done():
 			return reply{}, errStopping
@@ -98,17 +103,36 @@ func (n *node) undo(r *http.Request, body []byte, rep reply) func() {
 	if err != nil || asked.ID != "" || json.Unmarshal(bytes.Join(rep.body, nil), &granted) != nil || granted.Token == 0 {
 		return nil
 	}
+	h := hold{token: granted.Token}
+	h.lock, _ = lockName(r)
+	req := r.Clone(context.WithoutCancel(r.Context()))
+	req.Method = http.MethodDelete
+	req.Header.Set(undoHeader, strconv.FormatUint(h.token, 10))
+	release := encode(resource.Release{Key: asked.Key, LockedBy: asked.LockedBy})
 	return func() {
-		ctx, cancel := context.WithTimeout(context.Background(), readTime)
-		defer cancel()
-		release := encode(resource.Release{Key: asked.Key, LockedBy: asked.LockedBy})
-		for ctx.Err() == nil {
-			req := r.Clone(ctx)
-			req.Method = http.MethodDelete
-			if _, err := n.forward(req, release); !errors.Is(err, errNotDone) {
+		for deadline := time.Now().Add(forwardTime); time.Now().Before(deadline); time.Sleep(forwardNext) {
+			rep, err := n.answer(req, release, func(c *committer) (reply, error) { return undo(c, h) })
+			if err == nil && rep.status == http.StatusOK || errors.Is(err, errStopping) {
 				return
 			}
-			time.Sleep(forwardNext)
 		}
 	}
+}
+
+// undone returns the hold that a request is to undo; zero: none.
+func undone(r *http.Request, lock string) hold {
+	token, err := strconv.ParseUint(r.Header.Get(undoHeader), 10, 64)
+	if err != nil || r.Header.Get("Locker-Forwarded") == "" {
+		return hold{}
+	}
+	return hold{lock, token}
+}
+
+// undo gives a hold back whose grant was not told to its asker.
+func undo(c *committer, h hold) (reply, error) {
+	got := c.do(&request{lock: h.lock, frees: true, ctx: context.Background(), apply: func(d *draft) outcome {
+		d.giveBack(h.lock, h.token)
+		return outcome{verdict: released}
+	}})
+	return reply{status: http.StatusOK, body: [][]byte{[]byte("{}")}}, got.err
 }

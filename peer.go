@@ -27,8 +27,13 @@ const (
 	peerConns  = 256                      // that are kept for the next requests
 )
 
+// undoHeader has a release that is passed on free the hold of a token and nothing
+// else, so that it can be repeated: who holds the lock under that name by now may be
+// somebody else.
+const undoHeader = "Locker-Undo"
+
 // forwarded are the headers of a request that count.
-var forwarded = []string{"Authorization", "If-Match", "If-None-Match"}
+var forwarded = []string{"Authorization", "If-Match", "If-None-Match", undoHeader}
 
 // answered are the headers of an answer that count; write makes the others.
 var answered = []string{"ETag", "Retry-After", "Locker-Ticket", "Allow", "Www-Authenticate"}
@@ -91,7 +96,9 @@ func (p *peer) send(r *http.Request, body []byte) (reply, error) {
 	defer cancel()
 	defer context.AfterFunc(p.ctx, cancel)()
 	l := &line{cancel: cancel}
-	defer context.AfterFunc(r.Context(), l.leave)()
+	if r.Method != http.MethodDelete { // a release counts, whether or not its sender still waits
+		defer context.AfterFunc(r.Context(), l.leave)()
+	}
 	if conn, _ := r.Context().Value(connKey{}).(net.Conn); conn != nil && r.Method == http.MethodPut {
 		go watchClient(ctx, conn, l.leave)
 	}
