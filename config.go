@@ -73,6 +73,13 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer, lo
 	return cfg, nil
 }
 
+// warnLocal says so when other machines do not reach the locker.
+func (cfg *config) warnLocal(log *slog.Logger) {
+	if cfg.localOnly {
+		log.Warn("listening on this machine only (in a container: inside the container only), because there are no credentials: set AUTH_USER and AUTH_PASS, or LISTEN")
+	}
+}
+
 // authenticate sets the credentials.
 func (cfg *config) authenticate(user, pass string) error {
 	problems := []error{bothOrNeither(option{"AUTH_USER", user}, option{"AUTH_PASS", pass})}

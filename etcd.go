@@ -346,6 +346,9 @@ func (e *etcd) grant(ctx context.Context, ttl time.Duration) (l lease, err error
 	ctx, cancel := context.WithTimeout(ctx, etcdAttempt)
 	defer cancel()
 	err = e.call(ctx, "/v3/lease/grant", encode(map[string]int64{"TTL": int64(ttl / time.Second)}), &l)
+	if err == nil && (l.ID == 0 || l.TTL <= 0) { // a record without a lease would stay for ever
+		err = errors.New("the answer to a lease's request has no lease")
+	}
 	return l, err
 }
 

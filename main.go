@@ -131,9 +131,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	log.Info("start", "version", buildVersion(), "address", listener.Addr().String(), "tls", cfg.certificate != nil,
 		"auth", cfg.credentials != nil, "state", st.path, "locks", c.state().size(), "claims", c.state().claims, "page", pageURL(listener.Addr(), cfg.certificate != nil))
-	if cfg.localOnly {
-		log.Warn("listening on this machine only (in a container: inside the container only), because there are no credentials: set AUTH_USER and AUTH_PASS, or LISTEN")
-	}
+	cfg.warnLocal(log)
 	a := newAPI(cfg, counts, log, time.Now)
 	a.begin(c)
 	err = newEndpoint(listener, cfg, a, log).serve(ctx, c)
@@ -153,6 +151,7 @@ func runSeveral(ctx context.Context, cfg *config, log *slog.Logger) error {
 	n := newNode(cfg.etcd, cfg.certificate, counts, log, time.Now)
 	log.Info("start", "version", buildVersion(), "address", listener.Addr().String(), "tls", cfg.certificate != nil,
 		"auth", cfg.credentials != nil, "etcd", strings.Join(cfg.etcd.endpoints, ","), "prefix", string(cfg.etcd.keys), "advertise", cfg.etcd.advertise, "page", pageURL(listener.Addr(), cfg.certificate != nil))
+	cfg.warnLocal(log)
 	a := newAPI(cfg, counts, log, time.Now)
 	a.node = n
 	err = newEndpoint(listener, cfg, a, log).serve(ctx, n)

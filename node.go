@@ -16,10 +16,11 @@ import (
 // does not answer reads.
 
 const (
-	leaseTime  = 5 * time.Second
-	lookPause  = 250 * time.Millisecond // between looks at who leads
-	loadPause  = time.Second            // after a state that could not be loaded
-	renewPause = 200 * time.Millisecond // after a renewal that failed
+	leaseTime   = 5 * time.Second
+	lookPause   = 250 * time.Millisecond // between looks at who leads
+	loadPause   = time.Second            // after a state that could not be loaded
+	renewPause  = 200 * time.Millisecond // after a renewal that failed
+	reportPause = 10 * time.Second       // between log lines about what troubles etcd
 )
 
 // node is a decider: the committer of this locker's terms, and in between the
@@ -44,8 +45,9 @@ type node struct {
 	closed  func()
 
 	// Owned by run.
-	leases  map[int64]bool // that were to be revoked
-	trouble string         // that was logged last
+	leases   map[int64]bool // that were to be revoked
+	trouble  string         // that was logged last
+	reported time.Time      // when
 }
 
 // term is the time in which this locker leads.
@@ -160,8 +162,11 @@ func (n *node) report(err error) {
 	case words == n.trouble:
 	case words == "":
 		n.log.Info("etcd answers again")
+	case n.trouble != "" && time.Since(n.reported) < reportPause: // the same of another endpoint, most likely
+		return
 	default:
 		n.log.Warn("trouble with etcd", "err", words)
+		n.reported = time.Now()
 	}
 	n.trouble = words
 }
@@ -310,6 +315,7 @@ func (n *node) keep(ctx context.Context, t *term) {
 		case ctx.Err() != nil:
 			return
 		case err == nil && l.TTL == 0, failure != nil && failure.code == codeNotFound:
+			t.extend(time.Time{})
 			close(t.lost)
 			return
 		case err == nil:
@@ -372,7 +378,9 @@ func (n *node) committer() *committer {
 // health returns who leads, as far as this locker knows, and since when, or why
 // nobody does.
 func (n *node) health() (leader string, since time.Time, problem error) {
-	if t := n.leading.Load(); t != nil {
+	if t := n.leading.Load(); t != nil && !t.current() {
+		return "", time.Time{}, errStale
+	} else if t != nil {
 		return n.advertise, t.since, nil
 	}
 	if p := n.leader.Load(); p != nil {
