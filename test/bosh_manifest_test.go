@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cloudfoundry-community/locker/internal/lockertest"
 )
 
 // applyOps prints a manifest as JSON once ops files have replaced parts of it, as
@@ -110,6 +112,7 @@ func wantDeployable(t *testing.T, d deployment) {
 		}
 		found = true
 		given := job.Properties.Locker
+		wantDeclared(t, "locker", given)
 		if given["tls"] != "((locker-tls))" {
 			t.Errorf("tls is %v", given["tls"])
 		}
@@ -120,5 +123,24 @@ func wantDeployable(t *testing.T, d deployment) {
 	}
 	if !found {
 		t.Error("no job locker")
+	}
+}
+
+// wantDeclared wants each property to be one that the job's spec knows: a director
+// passes over the others.
+func wantDeclared(t *testing.T, path string, given map[string]any) {
+	t.Helper()
+	var spec jobSpec
+	unyaml(t, lockertest.Read(t, "bosh/jobs/locker/spec"), &spec)
+	for name, value := range given {
+		name = path + "." + name
+		if _, ok := spec.Properties[name]; ok {
+			continue
+		}
+		if inner, ok := value.(map[string]any); ok {
+			wantDeclared(t, name, inner)
+		} else {
+			t.Errorf("the job has no property %s", name)
+		}
 	}
 }
