@@ -20,10 +20,10 @@ import (
 // requests in flight, so that a commit that fails loses none of it.
 
 const (
-	retryPause = time.Second           // between the saves that are tried while commits fail
-	longest    = time.Second           // that the writer may be late, or a commit take, before it counts as stopped
-	wallPause  = 5 * time.Second       // between looks at the wall clock, which may jump, while a ttl runs
-	gatherMost = 10 * time.Millisecond // that others are waited for, however long a commit takes
+	retryPause = time.Second            // between the saves that are tried while commits fail
+	longest    = time.Second            // that the writer may be late, or a commit take, before it counts as stopped
+	wallPause  = 5 * time.Second        // between looks at the wall clock, which may jump, while a ttl runs
+	gatherMost = 100 * time.Millisecond // that others are waited for, however long a commit takes
 )
 
 // store keeps the state. The writer owns it.
@@ -336,13 +336,9 @@ func (c *committer) deliver(b *batch) {
 			tell(e.request, e.outcome)
 		}
 	}
-	most := gatherMost
-	if c.confirm != nil {
-		most = time.Hour // what a transaction of etcd's costs hardly depends on how many share it
-	}
 	c.gathering = time.Time{}
 	if c.inbox.expect(answered, len(b.entries)) {
-		c.gathering = time.Now().Add(min(time.Since(b.now), most))
+		c.gathering = time.Now().Add(min(time.Since(b.now), gatherMost))
 	}
 }
 
