@@ -226,9 +226,9 @@ func (c *committer) commit(b *batch) error {
 	}
 	c.publish(b.draft)
 	c.inbox.forget(len(b.unclaimed))
+	c.recent.add(b.draft.now, b.draft.events)
 	c.deliver(b)
 	runtime.Gosched() // to those who were answered: their clients wait, the log does not
-	c.recent.add(b.draft.now, b.draft.events)
 	logEvents(c.log, b.draft.events)
 	return nil
 }
