@@ -31,7 +31,7 @@ func TestExitStatus(t *testing.T) {
 		{"HUP", []string{"-listen", "127.0.0.1:0"}, syscall.SIGHUP, 0, "msg=stop\n"},
 		{"version", []string{"-version"}, nil, 0, ""},
 		{"help", []string{"-help"}, nil, 0, ""},
-		{"configuration", []string{"-port", "x"}, nil, 2, `locker: PORT is "x"`},
+		{"configuration", []string{"-port", "x"}, nil, 2, `locker: -port is "x"`},
 		{"unknown flag", []string{"-x"}, nil, 2, "locker: flag provided but not defined: -x: see -help"},
 		{"port in use", []string{"-listen", busy}, nil, 1, "locker: listen tcp " + busy},
 	} {
