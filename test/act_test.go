@@ -14,6 +14,7 @@ import (
 
 // Somebody frees a lock, and is asked why.
 func TestPageRelease(t *testing.T) {
+	t.Parallel()
 	w := visitPage(t, nil)
 	w.do("PUT", "/lock/a%2Fb", jane)
 	w.do("PUT", "/lock/a%2Fb", `{"key": "w", "locked_by": "george", "id": "8", "wait": "1ms"}`)
@@ -64,6 +65,7 @@ func inSight(selector string) string {
 
 // A hold that is shared is ended for one holder or for all.
 func TestPageReleaseOne(t *testing.T) {
+	t.Parallel()
 	w := visitPage(t, nil)
 	for _, name := range []string{"jane", "george", "ann"} {
 		w.do("PUT", "/lock/a", fmt.Sprintf(`{"key": "k", "locked_by": %q, "slots": 3}`, name))
@@ -101,6 +103,7 @@ func (w *visit) handOver() {
 // Only what the person saw is released: the locker refuses what the page did not
 // know yet, and afterwards the focus is where the person was.
 func TestPageChangedHands(t *testing.T) {
+	t.Parallel()
 	w := visitPage(t, nil, "412")
 	w.do("PUT", "/lock/a", jane)
 	w.await("document.querySelector('.row .release')")
@@ -126,6 +129,7 @@ func TestPageChangedHands(t *testing.T) {
 // A question that is open notices that the lock changes hands, and is not to be
 // answered by a key that was meant for the old one.
 func TestPageQuestionFollows(t *testing.T) {
+	t.Parallel()
 	w := visitPage(t, nil)
 	w.do("PUT", "/lock/a", jane)
 	w.await("document.querySelector('.row .release')")
@@ -155,6 +159,7 @@ const failRelease = `const real = window.fetch;
 
 // A release that was not answered says so, and can be asked for again.
 func TestPageReleaseFails(t *testing.T) {
+	t.Parallel()
 	w := visitPage(t, nil)
 	w.do("PUT", "/lock/a", jane)
 	w.await("document.querySelector('.row .release')")
@@ -171,6 +176,7 @@ func TestPageReleaseFails(t *testing.T) {
 
 // The answer to a release whose dialog was closed touches no other dialog.
 func TestPageLateAnswer(t *testing.T) {
+	t.Parallel()
 	w := visitPage(t, nil)
 	w.do("PUT", "/lock/a", jane)
 	w.do("PUT", "/lock/b", `{"key": "k", "locked_by": "george"}`)
@@ -202,6 +208,7 @@ func (w *visit) hold(lock, name, reason string) {
 
 // A person holds a free lock, and gives it back without force.
 func TestPageHold(t *testing.T) {
+	t.Parallel()
 	w := visitPage(t, nil, "400")
 	w.hold("a/../b", "ann", "release freeze")
 	w.has("The locker answered: the lock's name has . or .. between slashes")
@@ -224,6 +231,7 @@ func TestPageHold(t *testing.T) {
 
 // While another holds the lock the page waits in the queue, also over a reload.
 func TestPageHoldWaits(t *testing.T) {
+	t.Parallel()
 	w := visitPage(t, nil, "423")
 	w.do("PUT", "/lock/a", jane)
 	w.has("jane")
@@ -259,6 +267,7 @@ func TestPageHoldWaits(t *testing.T) {
 
 // A tab that is restored long after it was closed takes nothing.
 func TestPageHoldIsOver(t *testing.T) {
+	t.Parallel()
 	w := visitPage(t, nil, "423")
 	w.do("PUT", "/lock/a", jane)
 	w.has("jane")

@@ -49,6 +49,7 @@ func exchanged(t testing.TB, l *lockertest.Locker, text string) string {
 
 // TestEveryLockerAnswersAlike sends the same bytes to the leader and to another.
 func TestEveryLockerAnswersAlike(t *testing.T) {
+	t.Parallel()
 	ls := startLockers(t, 1, 2, "AUTH_USER=george", "AUTH_PASS=secret")
 	leader := ls.leader(t)
 	request := func(line, body string, header ...string) string {
@@ -98,6 +99,7 @@ func writeRecord(t testing.TB, url, record string) {
 // TestStaleRecords has two lockers take each other, and themselves, for the
 // leader: nobody is answered twice, and nothing goes round in a circle.
 func TestStaleRecords(t *testing.T) {
+	t.Parallel()
 	ls := startLockers(t, 1, 0)
 	writeRecord(t, ls.etcd.URLs[0], `{"url":"http://127.0.0.1:1"}`)
 	one, other := ls.add(t, ls.etcd.URLs[0]), ls.add(t, ls.etcd.URLs[0])
@@ -124,6 +126,7 @@ func TestStaleRecords(t *testing.T) {
 // TestPinnedLeader passes requests on over TLS only to the certificate that the
 // leader's record has, which is there before another is served.
 func TestPinnedLeader(t *testing.T) {
+	t.Parallel()
 	folders := []string{t.TempDir(), t.TempDir()}
 	ls := startLockers(t, 1, 0)
 	for _, dir := range folders {
@@ -168,6 +171,7 @@ func TestPinnedLeader(t *testing.T) {
 // TestDisconnectThroughAStandby cuts clients that wait behind another locker, also
 // those that sent bytes ahead: they leave the queue.
 func TestDisconnectThroughAStandby(t *testing.T) {
+	t.Parallel()
 	ls := startLockers(t, 1, 2)
 	standby := ls.all[1-ls.leader(t)]
 	standby.Want("PUT", "/lock/l", `{"key": "k", "id": "1"}`, 200)
@@ -191,6 +195,7 @@ func TestDisconnectThroughAStandby(t *testing.T) {
 // TestUndeliveredThroughAStandby has clients without an id go, and the lock be
 // released in the same moment: what was on its way to them is given back.
 func TestUndeliveredThroughAStandby(t *testing.T) {
+	t.Parallel()
 	ls := startLockers(t, 1, 2)
 	leader := ls.leader(t)
 	standby := ls.all[1-leader]

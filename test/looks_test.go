@@ -21,6 +21,7 @@ const shown = "[...document.querySelectorAll('[data-lock], #freeNames li')].filt
 
 // The filter finds all that is shown and shows what it found, and is in the URL.
 func TestPageFilter(t *testing.T) {
+	t.Parallel()
 	w := visitPage(t, nil)
 	for i := range 5 {
 		w.do("PUT", fmt.Sprintf("/lock/lock-%d", i), fmt.Sprintf(`{"key": "key-%d", "locked_by": "name-%d", "reason": "reason-%d", "link": "https://ci.example/teams/main/pipelines/shop/jobs/deploy/builds/10%d"}`, i, i, i, i))
@@ -65,6 +66,7 @@ func TestPageFilter(t *testing.T) {
 // A change leaves alone what the person is at: the focus, what is unfolded, how
 // far it is scrolled.
 func TestPageKeeps(t *testing.T) {
+	t.Parallel()
 	w := visitPage(t, nil)
 	for i := range 40 {
 		w.do("PUT", fmt.Sprintf("/lock/lock-%02d", i), jane)

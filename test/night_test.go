@@ -16,6 +16,7 @@ import (
 
 // One lock's page says who had it when, and who took it away.
 func TestPageOne(t *testing.T) {
+	t.Parallel()
 	const name = "it's a/b"
 	w := visitPage(t, nil)
 	w.do("PUT", "/lock/it's%20a%2Fb", jane)
@@ -54,6 +55,7 @@ func TestPageOne(t *testing.T) {
 // The whole night shift, by keys alone: find the blocked lock, read who holds
 // it, open the build, release with a reason, see who has it now.
 func TestPageNightShift(t *testing.T) {
+	t.Parallel()
 	w := visitPage(t, nil, "404")
 	for i := range 30 {
 		w.do("PUT", fmt.Sprintf("/lock/environment-%02d", i), fmt.Sprintf(`{"key": "k", "locked_by": "job-%d"}`, i))
@@ -107,6 +109,7 @@ func (w *visit) tabTo(expression string) {
 // A screen reader is told the name of each control, and no two say the same but
 // do something else.
 func TestPageNamesControls(t *testing.T) {
+	t.Parallel()
 	w := visitSaved(t, savedLooks(), "423")
 	w.has("10 waiting")
 	w.wantNamed("Release deploy-api from lock production…", "Release all holders of lock production…", "Open lock browsers", "Filter by lock, key, name, link or reason", "Hold…", "Holders", "Queue")

@@ -96,6 +96,7 @@ func (w *visit) titled(words string) {
 }
 
 func TestPageEmpty(t *testing.T) {
+	t.Parallel()
 	w := visitPage(t, nil)
 	w.has("No lock has been taken yet", `curl -X PUT -d '{"key": "me"}' http://`+w.Address+"/lock/my-lock", w.Address)
 	start := time.Now()
@@ -111,6 +112,7 @@ func TestPageEmpty(t *testing.T) {
 
 // A lock that is taken, queued for and released appears without a reload.
 func TestPageLive(t *testing.T) {
+	t.Parallel()
 	w := visitPage(t, nil)
 	w.do("PUT", "/lock/a", `{"key": "k", "locked_by": "jane", "ttl": "2h", "reason": "schema change", "link": "https://ci.example/teams/main/pipelines/site/jobs/deploy/builds/12"}`)
 	w.has("Held, and nobody waits", "jane", "site / deploy #12", "“schema change”", "expires in 1 h 59 min")
@@ -145,6 +147,7 @@ func TestPageLive(t *testing.T) {
 
 // Whatever clients call things is text, and none of it runs.
 func TestPageMarkup(t *testing.T) {
+	t.Parallel()
 	const markup = `<img src=x onerror="window.ran=1">'"&amp;</script><script>window.ran=1</script>`
 	const turned = "\u202e" + `evil<b>` // right-to-left override, which a state file may have from before
 	name := markup[:60] + turned
@@ -245,6 +248,7 @@ func TestPageRestart(t *testing.T) {
 // After a restart on another state, whose tokens and revisions are the same
 // again, the page shows who holds the lock there.
 func TestPageAnotherState(t *testing.T) {
+	t.Parallel()
 	w := visitStopped(t)
 	w.has("Connection lost")
 	w.Restart("LOCKER_CONFIG=" + filepath.Join(t.TempDir(), "locker.json"))
@@ -256,6 +260,7 @@ func TestPageAnotherState(t *testing.T) {
 // While nothing can be saved the whole page and its tab say so, also a question
 // that is open; it can be answered when that is over.
 func TestPageTrouble(t *testing.T) {
+	t.Parallel()
 	state := filepath.Join(t.TempDir(), "state")
 	folder(t, state, 0o700)
 	w := visitPage(t, []string{"LOCKER_CONFIG=" + filepath.Join(state, "locker.json")}, "503")
@@ -284,6 +289,7 @@ func TestPageTrouble(t *testing.T) {
 
 // The page of one of several lockers says who leads, and it when nobody does.
 func TestPageOfSeveral(t *testing.T) {
+	t.Parallel()
 	ls := startLockers(t, 1, 2, credentials...)
 	leader := ls.leader(t)
 	standby := ls.all[1-leader]
@@ -303,6 +309,7 @@ func TestPageOfSeveral(t *testing.T) {
 // A page in the background leaves the browser's connections to others; it is up
 // to date as soon as somebody looks.
 func TestPageBackground(t *testing.T) {
+	t.Parallel()
 	w := visitPage(t, nil)
 	const hide = "Object.defineProperty(document, 'hidden', {value: arguments[0], configurable: true}); document.dispatchEvent(new Event('visibilitychange'))"
 	w.run(hide, nil, true)
@@ -329,6 +336,7 @@ func TestPageBackground(t *testing.T) {
 // Without JavaScript there is a sentence and a link, and nothing that waits for
 // ever.
 func TestPageWithoutScript(t *testing.T) {
+	t.Parallel()
 	b := startBrowser(t)
 	l := lockertest.Start(t)
 	b.devtools("Emulation.setScriptExecutionDisabled", map[string]any{"value": true}, nil)

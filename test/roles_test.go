@@ -14,6 +14,7 @@ import (
 // nothing else: it leads with them, under its prefix only. The document's command
 // for a new etcd has flags that etcd knows.
 func TestRoles(t *testing.T) {
+	t.Parallel()
 	need(t, "etcdctl")
 	etcd := lockertest.StartEtcd(t, 1)
 	script := readmeBlock(t, "etcdctl role add locker") + "etcdctl user add root:root\netcdctl role add root || true\netcdctl user grant-role root root\netcdctl auth enable\n"

@@ -477,8 +477,8 @@ func TestRunCost(t *testing.T) {
 		floor, run = min(floor, time1("true")), min(run, time1(program, "run", "-quiet", "a", "--", "true"))
 	}
 	t.Logf("%s beside %s", run, floor)
-	if run-floor > maxCost {
-		t.Errorf("locker run takes %s, true %s: the difference should be at most %s", run, floor, maxCost)
+	if most := max(maxCost, 12*floor); run-floor > most { // on a slow machine the start of a program of 8 MB takes most of it
+		t.Errorf("locker run takes %s, true %s: the difference should be at most %s", run, floor, most)
 	}
 }
 

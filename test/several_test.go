@@ -127,6 +127,7 @@ func (ls *lockers) leader(t testing.TB) int {
 
 // TestSeveralLockers takes, waits, renews, lists and releases by whichever address.
 func TestSeveralLockers(t *testing.T) {
+	t.Parallel()
 	ls := startLockers(t, 1, 3)
 	for i, l := range ls.all {
 		name := fmt.Sprintf("/lock/a%%2F%d", i)

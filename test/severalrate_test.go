@@ -112,6 +112,7 @@ const slowMachine = time.Second // that the race detector and other tests may ta
 
 // TestLateTakeOfTheLastTerm sends what a term's ticket goes with in the next.
 func TestLateTakeOfTheLastTerm(t *testing.T) {
+	t.Parallel()
 	ls := startLockers(t, 1, 2)
 	old := ticketOf(t, ls.all[0])
 	ls.all[0].Want("PUT", "/lock/l", fmt.Sprintf(`{"key": "k", "id": "1", "ticket": %q}`, old), 200)

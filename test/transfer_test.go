@@ -12,6 +12,7 @@ import (
 // TestImportExport moves the locks of a file to etcd and back, and refuses what
 // would lose some.
 func TestImportExport(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "locker.json")
 	single := lockertest.Start(t, "LOCKER_CONFIG="+path)
 	single.Want("PUT", "/lock/a%2Fb", `{"key": "k", "id": "1", "reason": "<&>\u2028"}`, 200)

@@ -4,10 +4,12 @@
 package lockertest
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -35,6 +37,10 @@ var (
 // Main runs a package's tests, and exits with their status when it has removed
 // what they built.
 func Main(m *testing.M) {
+	flag.Parse()
+	if n := runtime.GOMAXPROCS(0); flag.Lookup("test.parallel").Value.String() == fmt.Sprint(n) {
+		flag.Set("test.parallel", fmt.Sprint(2*n)) // they wait more than they work
+	}
 	status := m.Run()
 	for _, folder := range folders {
 		os.RemoveAll(folder)
