@@ -30,10 +30,6 @@ func (n *node) answer(r *http.Request, body []byte, here func(c *committer) (rep
 	if isRead(r) {
 		within = readTime
 	}
-	gone := r.Context().Done()
-	if r.Method == http.MethodDelete {
-		gone = nil // a release counts, whether or not its sender still waits
-	}
 	for deadline := time.Now().Add(within); ; {
 		if t := n.leading.Load(); t != nil {
 			return n.answerHere(t, r, here)
@@ -49,7 +45,7 @@ func (n *node) answer(r *http.Request, body []byte, here func(c *committer) (rep
 		n.lookNow()
 		select {
 		case <-time.After(forwardNext):
-		case <-gone:
+		case <-r.Context().Done(): // what it wants by now is not known: a release of a moment ago may free what it holds then
 			return reply{}, errGone
 		case <-n.ctx.Done():
 			return reply{}, errStopping

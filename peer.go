@@ -96,9 +96,7 @@ func (p *peer) send(r *http.Request, body []byte) (reply, error) {
 	defer cancel()
 	defer context.AfterFunc(p.ctx, cancel)()
 	l := &line{cancel: cancel}
-	if r.Method != http.MethodDelete { // a release counts, whether or not its sender still waits
-		defer context.AfterFunc(r.Context(), l.leave)()
-	}
+	defer context.AfterFunc(r.Context(), l.leave)()
 	if conn, _ := r.Context().Value(connKey{}).(net.Conn); conn != nil && r.Method == http.MethodPut {
 		go watchClient(ctx, conn, l.leave)
 	}

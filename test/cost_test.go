@@ -50,8 +50,8 @@ func TestCost(t *testing.T) {
 	for range 20 {
 		floor, out = min(floor, s.run(t, "true")), min(out, s.run(t, s.out))
 	}
-	if out-floor > maxCost {
-		t.Errorf("out takes %s, true %s: the difference should be at most %s", out, floor, maxCost)
+	if most := max(maxCost, 8*floor); out-floor > most { // on a slow machine the start of a program of 6 MB takes most of it
+		t.Errorf("out takes %s, true %s: the difference should be at most %s", out, floor, most)
 	}
 }
 
