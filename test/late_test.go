@@ -105,10 +105,15 @@ func TestTakeArrivesAfterTheAbort(t *testing.T) {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			t.Parallel()
 			s := lockertest.Start(t)
-			slow := &late{target: s.Address, when: held(http.MethodPut, 3*time.Second)}
+			sent := make(chan bool, 20)
+			slow := &late{target: s.Address, when: func(method, body string) []time.Duration {
+				sent <- true
+				return held(http.MethodPut, 3*time.Second)(method, body)
+			}}
 			p := lockertest.NewPipeline(serveQuietly(t, slow))
 			lock := p.Out(t, "1", lockertest.LockParams("k", ""))
-			time.Sleep(time.Duration(100+50*i) * time.Millisecond)
+			<-sent
+			time.Sleep(time.Duration(50*i) * time.Millisecond)
 			lock.Abort()
 			lock.Failed(t, "lock myLock: stopped by an abort or a timeout: ")
 			if i%2 == 0 {

@@ -38,7 +38,7 @@ var (
 // what they built.
 func Main(m *testing.M) {
 	flag.Parse()
-	if n := runtime.GOMAXPROCS(0); flag.Lookup("test.parallel").Value.String() == fmt.Sprint(n) {
+	if n := runtime.GOMAXPROCS(0); !race && flag.Lookup("test.parallel").Value.String() == fmt.Sprint(n) {
 		flag.Set("test.parallel", fmt.Sprint(2*n)) // they wait more than they work
 	}
 	status := m.Run()
