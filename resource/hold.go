@@ -41,6 +41,8 @@ type Hold struct {
 	claim *claim
 	spare time.Duration
 	sent  time.Time // when the last request was sent that began the ttl anew
+	wall  func() time.Time
+	since time.Time // sent, by the wall clock
 }
 
 // ErrLost is why a hold is over: by force, by its ttl, with the locker's state, or as
@@ -77,7 +79,7 @@ func (w Wish) take(p *program) (func(ctx context.Context) (*Hold, error), error)
 	return func(ctx context.Context) (h *Hold, err error) {
 		c.started = time.Now()
 		err = c.lock(ctx, func(t taken) error {
-			h = &Hold{Token: t.answer.Token, Slot: t.answer.Slot, claim: c, spare: w.Spare, sent: t.asked}
+			h = &Hold{Token: t.answer.Token, Slot: t.answer.Slot, claim: c, spare: w.Spare, sent: t.asked, wall: wallClock, since: t.asked.Round(0)}
 			return nil
 		})
 		if err == nil && time.Since(h.sent) > w.TTL/4 { // the answer was long on its way
@@ -88,6 +90,8 @@ func (w Wish) take(p *program) (func(ctx context.Context) (*Hold, error), error)
 		return h, err
 	}, nil
 }
+
+func wallClock() time.Time { return time.Now().Round(0) }
 
 // NotFree reports whether a lock was not taken because another held it for as long
 // as the wish waits.
@@ -100,11 +104,12 @@ func NotFree(err error) bool {
 // nil. Otherwise the hold is lost: its error is ErrLost, with why.
 func (h *Hold) Keep(ctx context.Context) error {
 	ttl := time.Duration(h.claim.params.ttl)
-	next, why := h.sent.Add(ttl/4), error(nil)
+	next, why, slept := h.sent.Add(ttl/4), error(nil), time.Duration(0)
 	for {
-		if !h.await(ctx, next) {
+		if !h.await(ctx, next, slept) {
 			return nil
 		}
+		slept = h.slept()
 		end := h.sent.Add(ttl - h.spare)
 		left := time.Until(end)
 		if left <= 0 && why == nil {
@@ -118,7 +123,7 @@ func (h *Hold) Keep(ctx context.Context) error {
 			return nil
 		}
 		if why == nil {
-			next = h.sent.Add(ttl / 4)
+			next, slept = h.sent.Add(ttl/4), 0
 			continue
 		}
 		switch f, ok := errors.AsType[*failure](why); {
@@ -127,6 +132,9 @@ func (h *Hold) Keep(ctx context.Context) error {
 		case f.stale:
 			h.claim.ticket.Store(nil) // for the release
 			return h.lost("it was forced, or expired, or the locker's state is another one")
+		}
+		if time.Until(end) < slept {
+			return h.lost("this machine slept for %s: %w", age(slept), why)
 		}
 		pause := min(max(ttl/32, time.Second), max(time.Until(end), 0))
 		next = time.Now().Add(pause)
@@ -138,14 +146,16 @@ func (h *Hold) lost(format string, args ...any) error {
 	return fmt.Errorf("lock %s %w: %w", h.claim.name, ErrLost, fmt.Errorf(format, args...))
 }
 
-// await waits until it is time to renew, or a quarter of the ttl is over by the wall
-// clock: the other one stands still while a machine sleeps. It reports false when ctx
-// is done.
-func (h *Hold) await(ctx context.Context, next time.Time) bool {
+// slept returns for how long the machine has slept since the ttl began: the monotonic
+// clock stands still then, and the wall clock does not.
+func (h *Hold) slept() time.Duration { return h.wall().Sub(h.since) - time.Since(h.sent) }
+
+// await waits until it is time to renew, or the machine has slept for a quarter of the
+// ttl more than is known. It reports false when ctx is done.
+func (h *Hold) await(ctx context.Context, next time.Time, known time.Duration) bool {
 	for ctx.Err() == nil {
-		slept := time.Now().Round(0).Sub(h.sent.Round(0)) > time.Since(h.sent)+time.Duration(h.claim.params.ttl)/4
 		left := time.Until(next)
-		if left <= 0 || slept {
+		if left <= 0 || h.slept()-known > time.Duration(h.claim.params.ttl)/4 {
 			return true
 		}
 		select {
@@ -161,7 +171,7 @@ func (h *Hold) await(ctx context.Context, next time.Time) bool {
 func (h *Hold) renew(ctx context.Context, within time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	ask, sent := h.claim.wanted(), time.Now()
+	ask, sent, since := h.claim.wanted(), time.Now(), h.wall()
 	if ticket := h.claim.ticket.Load(); ticket != nil {
 		ask.Ticket = *ticket
 	}
@@ -172,7 +182,7 @@ func (h *Hold) renew(ctx context.Context, within time.Duration) error {
 	if !a.Repeat || a.Token != h.Token {
 		return fmt.Errorf("it was somebody else's meanwhile, or free: %s", a.Response)
 	}
-	h.sent = sent
+	h.sent, h.since = sent, since
 	return nil
 }
 

@@ -128,6 +128,40 @@ func TestHoldIsLost(t *testing.T) {
 	}
 }
 
+// A machine that slept asks at once when it wakes; when nobody answers, the hold is
+// lost by the wall clock, after one attempt and not after many.
+func TestHoldOfAMachineThatSleeps(t *testing.T) {
+	for name, row := range map[string]struct {
+		status int
+		body   string
+		slept  time.Duration
+		asked  int // with the take, within 3 s of waking
+		lost   bool
+	}{
+		"still there":                    {http.StatusOK, repeatJSON, 10 * time.Minute, 2, false},
+		"forced":                         {http.StatusConflict, `{"error":"this ticket is too old"}`, 10 * time.Minute, 2, true},
+		"nobody answers":                 {http.StatusServiceUnavailable, `{"error":"no"}`, 10 * time.Minute, 2, true},
+		"nobody answers, and it is soon": {http.StatusServiceUnavailable, `{"error":"no"}`, 40 * time.Second, 2, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := holdFor(t, func(time.Duration) (int, string) { return row.status, row.body })
+				wakes := time.Now().Add(10 * time.Second)
+				h.wall = func() time.Time {
+					if time.Now().Before(wakes) {
+						return wallClock()
+					}
+					return wallClock().Add(row.slept)
+				}
+				err := h.Keep(abortAfter(t, 13*time.Second))
+				if errors.Is(err, ErrLost) != row.lost || len(h.asked.all()) != row.asked {
+					t.Errorf("error %v after %d requests", err, len(h.asked.all()))
+				}
+			})
+		})
+	}
+}
+
 // A server that hangs costs a hold no more time than one that is gone.
 func TestHoldOfAHangingServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
