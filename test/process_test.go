@@ -118,6 +118,7 @@ func TestLogThatNobodyReads(t *testing.T) {
 // both waiters are between two requests. They come back at once, and have their
 // places.
 func TestStoppedProcess(t *testing.T) {
+	t.Parallel()
 	p := lockertest.Start(t)
 	p.Want("PUT", "/lock/l", `{"key": "k"}`, http.StatusOK)
 	for _, waiter := range []string{"a", "b"} {

@@ -226,6 +226,7 @@ func TestLongestWaitBehindProxies(t *testing.T) {
 // The page behind a proxy releases. Over plain HTTP and under a name that is not
 // this machine's, a browser does not say itself whose page it is.
 func TestPageBehindProxies(t *testing.T) {
+	t.Parallel()
 	release := func(t *testing.T, proxy, place, says string, changes ...string) {
 		t.Helper()
 		f := behind(t, proxy, place, credentials, changes...)

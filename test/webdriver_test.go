@@ -30,14 +30,38 @@ type browser struct {
 	session string // URL
 }
 
-// startBrowser starts a browser with a new profile.
+// idle are sessions of browsers that no test has: to start a browser costs more
+// than most tests. There are never more than tests at once.
+var idle = make(chan string, 100)
+
+// startBrowser returns a browser that shows an empty page in its only window, and
+// that no other test has.
 func startBrowser(t testing.TB) *browser {
 	t.Helper()
-	driver := startDriver(t)
-	b := &browser{t: t, session: driver + "/session"}
+	b := &browser{t: t}
+	select {
+	case b.session = <-idle:
+	default:
+		b.session = newSession(t)
+	}
+	t.Cleanup(func() {
+		b.freshWindow()
+		idle <- b.session
+	})
+	return b
+}
+
+// newSession starts a browser with a new profile, which is ended with the tests.
+func newSession(t testing.TB) string {
+	t.Helper()
+	profile, err := lockertest.Folder() // removed after the browser has ended
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &browser{t: t, session: startDriver(t) + "/session"}
 	args := []string{
 		"--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking",
-		"--disable-component-update", "--disable-sync", "--user-data-dir=" + t.TempDir(), "--window-size=1280,900",
+		"--disable-component-update", "--disable-sync", "--user-data-dir=" + profile, "--window-size=1280,900",
 		"--host-resolver-rules=MAP *.example 127.0.0.1",
 	}
 	var created struct{ SessionID string }
@@ -46,8 +70,8 @@ func startBrowser(t testing.TB) *browser {
 		"goog:loggingPrefs":  map[string]string{"browser": "ALL"},
 	}}}, &created)
 	b.session += "/" + created.SessionID
-	t.Cleanup(func() { b.send("DELETE", "", nil, nil) })
-	return b
+	lockertest.AtEnd(func() { b.try("DELETE", "", nil, nil) })
+	return b.session
 }
 
 // startDriver starts chromium-driver on a free port and returns its URL.
@@ -65,11 +89,25 @@ func startDriver(t testing.TB) string {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	lockertest.AtEnd(func() {
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // the browser too, should it still be there
 		cmd.Wait()
 	})
 	return "http://127.0.0.1:" + log.Await(t, `started successfully on port (\d+)`)[1]
+}
+
+// freshWindow closes all windows, with what was emulated in them, and opens one.
+func (b *browser) freshWindow() {
+	b.t.Helper()
+	old := b.windows()
+	var fresh struct{ Handle string }
+	b.send("POST", "/window/new", map[string]string{"type": "window"}, &fresh)
+	for _, handle := range old {
+		b.send("POST", "/window", map[string]string{"handle": handle}, nil)
+		b.send("DELETE", "/window", nil, nil)
+	}
+	b.send("POST", "/window", map[string]string{"handle": fresh.Handle}, nil)
+	b.send("POST", "/se/log", map[string]string{"type": "browser"}, nil)
 }
 
 // send sends a command, and stores the answer's value where value points.
@@ -124,7 +162,7 @@ func (b *browser) run(script string, value any, args ...any) {
 func (b *browser) await(expression string) {
 	b.t.Helper()
 	var is bool
-	for deadline := time.Now().Add(lockertest.Patience); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(lockertest.Patience); ; time.Sleep(50 * time.Millisecond) {
 		if b.run("try { return Boolean("+expression+") } catch { return false }", &is); is {
 			return
 		}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,12 @@ const Patience = 20 * time.Second
 
 const module = "github.com/cloudfoundry-community/locker"
 
+// atEnd is done when the tests are done.
+var (
+	ending sync.Mutex
+	atEnd  []func()
+)
+
 // The folders of the built programs, each built once.
 var (
 	tested   = sync.OnceValues(func() (string, error) { return build(race) })
@@ -31,19 +38,18 @@ var (
 		}
 		return build(false)
 	})
-	folders []string // to be removed in the end
 )
 
-// Main runs a package's tests, and exits with their status when it has removed
-// what they built.
+// Main runs a package's tests, does what AtEnd was given, and exits with the tests'
+// status.
 func Main(m *testing.M) {
 	flag.Parse()
 	if n := runtime.GOMAXPROCS(0); !race && flag.Lookup("test.parallel").Value.String() == fmt.Sprint(n) {
 		flag.Set("test.parallel", fmt.Sprint(2*n)) // they wait more than they work
 	}
 	status := m.Run()
-	for _, folder := range folders {
-		os.RemoveAll(folder)
+	for _, end := range slices.Backward(atEnd) {
+		end()
 	}
 	os.Exit(status)
 }
@@ -71,11 +77,18 @@ func programIn(t testing.TB, folder func() (string, error), name string) string 
 	return filepath.Join(dir, name)
 }
 
+// AtEnd has Main call end when the tests are done, before what it was given earlier.
+func AtEnd(end func()) {
+	ending.Lock()
+	defer ending.Unlock()
+	atEnd = append(atEnd, end)
+}
+
 // Folder makes a folder that Main removes.
 func Folder() (string, error) {
 	folder, err := os.MkdirTemp("", "lockertest-")
 	if err == nil {
-		folders = append(folders, folder)
+		AtEnd(func() { os.RemoveAll(folder) })
 	}
 	return folder, err
 }
