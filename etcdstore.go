@@ -43,9 +43,17 @@ var (
 type etcdStore struct {
 	etcd  *etcd
 	keys  keys
-	term  int64  // the create revision of the leader's record
-	last  int64  // the revision of etcd at which `state` was written last
-	saved *state // what etcd has
+	ctx   context.Context // done: what is not written yet is given up
+	term  int64           // the create revision of the leader's record
+	guard string          // the key that each transaction writes
+	last  int64           // the revision of etcd at which guard was written last
+	saved *state          // what etcd has
+	gone  bool            // etcd could not be reached for as long as a save is tried
+}
+
+// newEtcdStore returns the store of a leader whose record was created at term.
+func newEtcdStore(ctx context.Context, e *etcd, k keys, term int64) *etcdStore {
+	return &etcdStore{etcd: e, keys: k, ctx: ctx, term: term, guard: k.state()}
 }
 
 // head is the value of the key `state`.
@@ -58,9 +66,9 @@ func (s *state) head() []byte { return encode(head{stateVersion, s.revision}) }
 
 // load reads what the last leader has left, at one revision of etcd. The error is
 // errDeposed, or one of those that keep a locker from leading, or what etcd says.
-func (st *etcdStore) load(ctx context.Context) (*state, error) {
+func (st *etcdStore) load() (*state, error) {
 	success := []etcdOp{readKey(st.keys.state()), {Range: under(st.keys.locks())}}
-	answer, err := st.etcd.txn(ctx, transaction([]compare{created(st.keys.leader(), st.term)}, success, nil), etcdLoad)
+	answer, err := st.etcd.txn(st.ctx, transaction([]compare{created(st.keys.leader(), st.term)}, success, nil), etcdLoad)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("load state: %w", err)
@@ -180,10 +188,14 @@ func hasRoom(l *lock, c claim) bool {
 	return size <= mostBytes
 }
 
-// sizeOfClaim returns about how many bytes a claim has in etcd: its names, and what
-// is about them.
-func sizeOfClaim(c claim) int {
-	return 200 + len(c.Key) + len(c.LockedBy) + len(c.ID) + len(c.Link) + len(c.Reason)
+// sizeOfClaim returns about how many bytes a claim has in etcd: its texts, some of
+// whose characters JSON writes as two, and what is about them.
+func sizeOfClaim(c claim) (size int) {
+	size = 200
+	for _, text := range []string{c.Key, c.LockedBy, c.ID, c.Link, c.Reason} {
+		size += len(text) + strings.Count(text, `"`) + strings.Count(text, `\`)
+	}
+	return size
 }
 
 // divide returns operations in parts that fit into a transaction; at least one.
@@ -202,16 +214,20 @@ func divide(ops []etcdOp) [][]etcdOp {
 }
 
 // write has one transaction applied, unless this locker is not the leader any
-// more or the state not the one it wrote last. An attempt whose outcome is not
+// more or the guard not the one it wrote last. An attempt whose outcome is not
 // known is followed by the same bytes: whichever of them etcd applies first, the
 // others then fail. To read instead would not do, since a proposal that timed out
 // may still be applied after the read. It returns etcd's revision then. An error
 // that does not wrap errUnknown says that nothing was changed.
 func (st *etcdStore) write(ops []etcdOp) (int64, error) {
-	body := transaction([]compare{created(st.keys.leader(), st.term), modified(st.keys.state(), st.last)}, ops, []etcdOp{readKey(st.keys.leader()), readKey(st.keys.state())})
+	body := transaction([]compare{created(st.keys.leader(), st.term), modified(st.guard, st.last)}, ops, []etcdOp{readKey(st.keys.leader()), readKey(st.guard)})
 	doubt := false
-	for deadline := time.Now().Add(saveTime); ; time.Sleep(savePause) {
-		answer, err := st.etcd.txn(context.Background(), body, etcdAttempt)
+	for tries, deadline := 1, time.Now().Add(saveTime); ; tries++ {
+		answer, err := st.etcd.txn(st.ctx, body, etcdAttempt)
+		_, unsent := errors.AsType[notSent](err)
+		if !unsent {
+			st.gone = false
+		}
 		switch {
 		case err == nil && answer.Succeeded:
 			return answer.Header.Revision, nil
@@ -222,24 +238,24 @@ func (st *etcdStore) write(ops []etcdOp) (int64, error) {
 		case isRefusal(err):
 			return 0, err
 		}
-		if _, unsent := errors.AsType[notSent](err); !unsent {
-			doubt = true
-		}
-		if time.Now().After(deadline) && doubt {
+		doubt = doubt || !unsent
+		switch over := time.Now().After(deadline) || st.ctx.Err() != nil; {
+		case over && doubt:
 			return 0, fmt.Errorf("%w: %w", errDoubt, err)
-		}
-		if time.Now().After(deadline) {
+		case over, st.gone && !doubt && tries >= len(st.etcd.endpoints):
+			st.gone = true
 			return 0, err
 		}
+		time.Sleep(savePause)
 	}
 }
 
 // refute decides what a transaction that was not applied means: an earlier
 // attempt with the same bytes was, or this locker does not lead.
 func (st *etcdStore) refute(answer *txnAnswer, doubt bool) (int64, error) {
-	leader, state := answer.kv(0), answer.kv(1)
-	if doubt && leader.CreateRevision == st.term && state.ModRevision > st.last {
-		return state.ModRevision, nil
+	leader, guard := answer.kv(0), answer.kv(1)
+	if doubt && leader.CreateRevision == st.term && guard.ModRevision > st.last {
+		return guard.ModRevision, nil
 	}
 	return 0, errDeposed
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -41,8 +42,8 @@ func leadBy(t testing.TB, g *gateway) *etcdStore {
 
 func loadBy(t testing.TB, e *etcd, term int64) *etcdStore {
 	t.Helper()
-	st := &etcdStore{etcd: e, keys: prefix, term: term}
-	if _, err := st.load(t.Context()); err != nil {
+	st := newEtcdStore(t.Context(), e, prefix, term)
+	if _, err := st.load(); err != nil {
 		t.Fatal(err)
 	}
 	return st
@@ -122,6 +123,10 @@ func TestSaveToNobody(t *testing.T) {
 	if _, err := st.save(stateOf(2, "l")); err == nil || errors.Is(err, errUnknown) {
 		t.Errorf("nobody there: %v, want that nothing was changed", err)
 	}
+	start := time.Now()
+	if _, err := st.save(stateOf(2, "l")); err == nil || time.Since(start) > saveTime/2 {
+		t.Errorf("still nobody there: %v after %v, want that at once", err, time.Since(start))
+	}
 	st.etcd.endpoints = append(st.etcd.endpoints, live...)
 	g.plan("ok")
 	if _, err := st.save(stateOf(2, "l")); err != nil {
@@ -164,6 +169,63 @@ func TestConfirm(t *testing.T) {
 	g.plan("cut", "ok")
 	if err := st.confirm(); !errors.Is(err, errDeposed) {
 		t.Errorf("somebody else wrote, after a doubt: %v", err)
+	}
+}
+
+// TestStopWhileTakingOver stops a locker before anyone is served, while etcd
+// answers nothing: it does not try for as long as a leader would.
+func TestStopWhileTakingOver(t *testing.T) {
+	g := newGateway(t)
+	st := leadBy(t, g)
+	g.plan(slices.Repeat([]string{"cut"}, 1000)...)
+	ctx, stop := context.WithCancel(t.Context())
+	st.ctx = ctx
+	time.AfterFunc(100*time.Millisecond, stop)
+	start := time.Now()
+	if _, err := st.save(stateOf(2, "l")); !errors.Is(err, errUnknown) {
+		t.Errorf("save: %v", err)
+	}
+	if _, err := st.load(); !errors.Is(err, context.Canceled) {
+		t.Errorf("load: %v", err)
+	}
+	if took := time.Since(start); took > saveTime/2 {
+		t.Errorf("it took %v to stop", took)
+	}
+}
+
+// TestImportIsWrittenOnce lets each part of an import go late that was sent again
+// meanwhile: it changes nothing.
+func TestImportIsWrittenOnce(t *testing.T) {
+	for at := range 4 {
+		g := newGateway(t)
+		script := slices.Repeat([]string{"ok"}, 4+1) // the record, the deletes, two parts, the state
+		script[1+at] = "held"
+		g.plan(slices.Insert(script, 2+at, "ok")...)
+		g.set(prefix.lock("of an import that was cut short"), `{"key":"k"}`, 0)
+		var names []string
+		for i := range 150 {
+			names = append(names, fmt.Sprintf("l%03d", i))
+		}
+		if err := importState(t.Context(), g.client(), prefix, stateOf(9, names...)); err != nil {
+			t.Errorf("part %d: %v", at, err)
+		}
+		g.letGo()
+		after := loadBy(t, g.client(), g.set(prefix.leader(), `{}`, 0)).saved
+		if got, want := document(after), document(stateOf(9, names...)); got != want {
+			t.Errorf("part %d: %d locks of revision %d, want 150 of 9", at, after.size(), after.revision)
+		}
+	}
+}
+
+// TestImportOfALockThatDoesNotFit wants etcd as it was.
+func TestImportOfALockThatDoesNotFit(t *testing.T) {
+	g := newGateway(t)
+	s := stateOf(9, "l")
+	for range 3000 {
+		s.look("l").Waiters = append(s.look("l").Waiters, waiter{claim: claim{identity: identity{Key: "k", LockedBy: strings.Repeat("w", 255), ID: "1"}, Reason: strings.Repeat("r", 255)}})
+	}
+	if err := importState(t.Context(), g.client(), prefix, s); err == nil || !strings.Contains(err.Error(), "/locker/lock/l has more holders and waiters than fit") || len(g.kvs) > 0 {
+		t.Errorf("%v; etcd has %d keys", err, len(g.kvs))
 	}
 }
 
@@ -256,8 +318,8 @@ func TestLoadRefuses(t *testing.T) {
 		if row.lock != "" {
 			g.set(prefix.lock("l"), row.lock, 0)
 		}
-		st := &etcdStore{etcd: g.client(), keys: prefix, term: g.set(prefix.leader(), `{}`, 0)}
-		if _, err := st.load(t.Context()); err == nil || row.want != nil && !errors.Is(err, row.want) {
+		st := newEtcdStore(t.Context(), g.client(), prefix, g.set(prefix.leader(), `{}`, 0))
+		if _, err := st.load(); err == nil || row.want != nil && !errors.Is(err, row.want) {
 			t.Errorf("%s %s: %v, want %v", row.state, row.lock, err, row.want)
 		}
 	}
@@ -358,6 +420,7 @@ func TestLockOfOneKey(t *testing.T) {
 	b := newBench(t)
 	fill := func(words string, link, reason string) (n int, s *state) {
 		b.s = &state{}
+		b.batch(func(d *draft) outcome { return d.take("l", of("held held held"), false) })
 		for {
 			c := of(fmt.Sprintf("%s %s%d id%d", words, words, n, n))
 			c.Link, c.Reason = link, reason
@@ -368,13 +431,20 @@ func TestLockOfOneKey(t *testing.T) {
 			n++
 		}
 	}
-	for _, long := range []string{"x", strings.Repeat("x", 255)} {
-		n, s := fill(long[:min(len(long), 240)], "http://ci.example/"+strings.Repeat("l", 2048-18), long)
+	for long, link := range map[string]string{"x": "http://ci.example/" + strings.Repeat("l", 2048-18), strings.Repeat(`"`, 255): ""} {
+		n, s := fill(long[:min(len(long), 240)], link, long)
 		l := s.look("l")
 		size := len(l.object())
 		t.Logf("%d waiters in %d bytes", n, size)
 		if size > 3<<19 || size < 3<<18 || !strings.Contains(l.overLimit(), "more do not fit into etcd") {
 			t.Errorf("%d waiters in %d bytes: %s", n, size, l.overLimit())
+		}
+		again := l.Waiters[0].claim
+		for reason, want := range map[string]verdict{again.Reason: queued, strings.Repeat("r", 4000): overLimit} {
+			again.Reason = reason
+			if o := b.batch(func(d *draft) outcome { d.room = hasRoom; return d.take("l", again, true) })[0]; o.verdict != want {
+				t.Errorf("a waiter comes back with the reason %.10s: %s, want %s", reason, o.verdict, want)
+			}
 		}
 	}
 }

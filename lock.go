@@ -149,7 +149,11 @@ func (d *draft) repeat(name string, i int, c claim) outcome {
 
 // takeAgain is take for the claim of the waiter at i, whose request arrived.
 func (d *draft) takeAgain(name string, i int, c claim, wait bool) outcome {
-	w := d.look(name).Waiters[i]
+	l := d.look(name)
+	w := l.Waiters[i]
+	if (c.Link != w.Link || c.Reason != w.Reason) && !d.room(l, c) {
+		return outcome{verdict: overLimit}
+	}
 	c.Ticket = c.Ticket.newest(w.Ticket)
 	if w.claim != c {
 		d.revision++

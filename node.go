@@ -274,8 +274,8 @@ func (n *node) lead(t *term) {
 
 // serve decides until the term ends, and returns why it does.
 func (n *node) serve(t *term) error {
-	store := &etcdStore{etcd: n.etcd, keys: n.keys, term: t.number}
-	s, err := store.load(context.Background())
+	store := newEtcdStore(n.ctx, n.etcd, n.keys, t.number)
+	s, err := store.load()
 	if err != nil {
 		return err
 	}
@@ -283,6 +283,7 @@ func (n *node) serve(t *term) error {
 	if err != nil {
 		return err
 	}
+	store.ctx = context.Background() // from here on somebody may wait for what is saved
 	t.committer = c
 	t.confirm, t.room, t.farewell = store.confirm, hasRoom, errNotLeading
 	n.metrics.takeovers.Add(1)

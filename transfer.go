@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -132,8 +133,14 @@ func syncFolder(name string) error {
 }
 
 // importState writes a state into an etcd that has none. It leads meanwhile, and
-// writes `state` last: as long as that is not there, nobody else leads.
+// writes `state` last: as long as that is not there, nobody else leads. Each part
+// writes the leader's record anew, so that none is applied late or twice.
 func importState(ctx context.Context, e *etcd, k keys, s *state) error {
+	for _, o := range changes(k, &state{}, s) {
+		if o.size() > mostBytes {
+			return fmt.Errorf("%s has more holders and waiters than fit into etcd (%d bytes, at most %d): nothing was changed", o.Put.Key, o.size(), mostBytes)
+		}
+	}
 	l, err := e.grant(ctx, importLease)
 	if err != nil {
 		return err
@@ -154,17 +161,15 @@ func importState(ctx context.Context, e *etcd, k keys, s *state) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	go stayLeader(ctx, e, l)
-	st := &etcdStore{etcd: e, keys: k, term: answer.Header.Revision}
-	if _, err := st.write([]etcdOp{{Delete: under(k.locks())}}); err != nil {
-		return err
-	}
-	for _, part := range divide(changes(k, &state{}, s)) {
-		if _, err := st.write(part); err != nil {
+	st := newEtcdStore(ctx, e, k, answer.Header.Revision)
+	st.guard, st.last = k.leader(), st.term // `state` is not there to be compared
+	parts := slices.Concat([][]etcdOp{{{Delete: under(k.locks())}}}, divide(changes(k, &state{}, s)), [][]etcdOp{{putKey(k.state(), s.head())}})
+	for _, part := range parts {
+		if st.last, err = st.write(append(part, claim)); err != nil {
 			return err
 		}
 	}
-	_, err = st.write([]etcdOp{putKey(k.state(), s.head())})
-	return err
+	return nil
 }
 
 // stayLeader renews a lease until ctx is done. Its errors are passed over: without the
