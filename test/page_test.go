@@ -220,7 +220,10 @@ func TestPageRestart(t *testing.T) {
 	w.do("PUT", "/lock/a", `{"key": "w", "id": "8", "wait": "1ms"}`)
 	w.has("jane")
 	w.run("window.icon0 = "+icon, nil)
+	time.Sleep(2500 * time.Millisecond) // by now the page waits for a change
+	w.run("window.said = []; new MutationObserver(() => said.push(document.title + ' ' + document.getElementById('trouble').textContent)).observe(document.getElementById('trouble'), {childList: true, subtree: true, characterData: true, attributes: true})", nil)
 	w.Stop()
+	w.await("said.some(s => s.startsWith('not served: ') && s.includes('The locker does not serve: the locker is shutting down'))")
 	w.has("Connection lost: ", "This is the state of 20", ": 1 lock blocked, oldest wait ", "jane")
 	w.await("document.title.startsWith('connection lost: 1 lock blocked') && " + icon + " !== icon0 && getComputedStyle(document.getElementById('main')).opacity < 1")
 	const ages = "[document.title, document.querySelector('h1').textContent, document.querySelector('.wait').textContent, document.querySelector('.holders time').textContent].join('; ')"
