@@ -42,6 +42,7 @@ func TestExitStatus(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
+			defer time.AfterFunc(lockertest.Patience, func() { cmd.Process.Kill() }).Stop()
 			if test.signal != nil {
 				stderr.Await(t, `msg=start`)
 				cmd.Process.Signal(test.signal)

@@ -101,7 +101,7 @@ func (b *browser) freshWindow() {
 	b.t.Helper()
 	old := b.windows()
 	var fresh struct{ Handle string }
-	b.send("POST", "/window/new", map[string]string{"type": "window"}, &fresh)
+	b.send("POST", "/window/new", map[string]string{"type": "tab"}, &fresh)
 	for _, handle := range old {
 		b.send("POST", "/window", map[string]string{"handle": handle}, nil)
 		b.send("DELETE", "/window", nil, nil)

@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -44,6 +46,9 @@ var (
 // status.
 func Main(m *testing.M) {
 	flag.Parse()
+	if signal.Ignored(syscall.SIGHUP) { // by nohup, and then by all that they start; what is caught is not inherited
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	}
 	if n := runtime.GOMAXPROCS(0); !race && flag.Lookup("test.parallel").Value.String() == fmt.Sprint(n) {
 		flag.Set("test.parallel", fmt.Sprint(2*n)) // they wait more than they work
 	}
