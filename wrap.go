@@ -118,9 +118,12 @@ func wrap(args []string, getenv func(string) string) int {
 		return status
 	}
 	cmd.Env = append(os.Environ(), "LOCKER_LOCK="+j.wish.Lock, fmt.Sprint("LOCKER_TOKEN=", hold.Token), fmt.Sprint("LOCKER_SLOT=", hold.Slot))
-	status = j.under(hold, cmd, signals, say)
-	if err := giveBack(hold); err != nil {
+	status, lost := j.under(hold, cmd, signals, say)
+	switch err := giveBack(hold); {
+	case !errors.Is(err, resource.ErrLost) && err != nil:
 		say(err)
+	case err != nil && !lost:
+		say(fmt.Errorf("%w: the command ended later, with status %d", err, status))
 	}
 	return status
 }
@@ -304,13 +307,14 @@ func await(take func(context.Context) (*resource.Hold, error), signals <-chan os
 	return nil, statusUnavailable, got.err
 }
 
-// under runs the command while the lock is held, and returns the exit status. When
-// the lock is lost, it ends the command before the hold's ttl does.
-func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal, say func(error)) int {
+// under runs the command while the lock is held, and returns the exit status and
+// whether the lock was lost. When it is, it says so and ends the command before the
+// hold's ttl does.
+func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal, say func(error)) (status int, wasLost bool) {
 	runtime.LockOSThread() // Pdeathsig is of the thread
 	if err := cmd.Start(); err != nil {
 		say(err)
-		return statusNoStart
+		return statusNoStart, false
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -318,7 +322,6 @@ func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal
 	go func() { lost <- hold.Keep(ctx) }()
 	go func() { cmd.Wait(); close(ended) }()
 	var kill <-chan time.Time
-	status := 0
 	for {
 		select {
 		case s := <-signals:
@@ -326,6 +329,7 @@ func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal
 				j.signal(cmd, s, say)
 			}
 		case err := <-lost:
+			wasLost = err != nil
 			if j.keepGoing {
 				say(fmt.Errorf("%w: the command goes on", err))
 				continue
@@ -340,7 +344,7 @@ func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal
 			if status == statusLost && j.group {
 				syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what it has left behind
 			}
-			return cmp.Or(status, statusOf(cmd.ProcessState))
+			return cmp.Or(status, statusOf(cmd.ProcessState)), wasLost
 		}
 	}
 }

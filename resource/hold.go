@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 )
 
@@ -186,5 +187,15 @@ func (h *Hold) renew(ctx context.Context, within time.Duration) error {
 	return nil
 }
 
-// Release gives the lock back. It goes on trying until ctx is done.
-func (h *Hold) Release(ctx context.Context) error { return h.claim.giveBack(ctx) }
+// Release gives the lock back. It goes on trying until ctx is done. Its error is
+// ErrLost when the hold was over before, whether Keep has noticed it or not.
+func (h *Hold) Release(ctx context.Context) error {
+	a, err := h.claim.giveBack(ctx)
+	switch {
+	case err != nil:
+		return err
+	case a.Ended == "released", !strings.HasPrefix(a.Response, NothingDone): // a release that was sent again, too
+		return nil
+	}
+	return h.lost("%s", strings.TrimPrefix(a.Response, NothingDone))
+}

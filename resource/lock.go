@@ -69,7 +69,7 @@ func (c *claim) lock(ctx context.Context, acquired func(taken) error) error {
 
 // aborted gives back what an abort has left, and says how that went.
 func (c *claim) aborted(leaving context.Context, t taken) error {
-	if err := c.giveBack(leaving); err != nil {
+	if _, err := c.giveBack(leaving); err != nil {
 		return err
 	}
 	if ticket := c.ticket.Load(); t.onWay && ticket != nil && *ticket == "" {
@@ -85,7 +85,8 @@ func (c *claim) failed(leaving context.Context, t taken) error {
 	}
 	leaving, cancel := context.WithTimeout(leaving, giveBackTime)
 	defer cancel()
-	return c.giveBack(leaving)
+	_, err := c.giveBack(leaving)
+	return err
 }
 
 // interrupt ends the request that takes. When it returns, the outcome is known or
@@ -265,20 +266,20 @@ func (c *claim) sayAcquired(a Answer) {
 func (c *claim) waited() string { return age(time.Since(c.started)).String() }
 
 // giveBack releases what this build holds or waits for, and nothing else.
-func (c *claim) giveBack(ctx context.Context) error {
+func (c *claim) giveBack(ctx context.Context) (Answer, error) {
 	hurry, now := context.WithCancel(ctx)
 	now()
-	_, err := retry(ctx, &patience{hurry: hurry, say: c.say}, func() (Answer, error) {
+	a, err := retry(ctx, &patience{hurry: hurry, say: c.say}, func() (Answer, error) {
 		return c.release(ctx, true)
 	})
 	if err == nil {
-		return nil
+		return a, nil
 	}
 	stays := "but a hold stays: " + releaseIt
 	if c.params.ttl > 0 {
 		stays = fmt.Sprintf("a hold by its ttl of %s", time.Duration(c.params.ttl))
 	}
-	return fmt.Errorf("give lock %s back: %w: a place in the queue ends by itself, %s", c.name, err, stays)
+	return Answer{}, fmt.Errorf("give lock %s back: %w: a place in the queue ends by itself, %s", c.name, err, stays)
 }
 
 // queueLog shows people what a claim waits for.

@@ -289,6 +289,28 @@ func TestRunLost(t *testing.T) {
 	}
 }
 
+// A lock that was lost so late that the command ended first is not lost in silence.
+func TestRunLostUnnoticed(t *testing.T) {
+	for name, lose := range map[string]func(r *runs){
+		"forced": func(*runs) {},
+		"another's": func(r *runs) {
+			r.Want("PUT", "/lock/a", jane, http.StatusOK)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRuns(t)
+			end := filepath.Join(t.TempDir(), "end")
+			u := r.start("-quiet", "a", "--", "sh", "-c", `echo ready; until test -e "$0"; do sleep 0.05; done; exit 3`, end)
+			u.stdout.Await(t, "ready")
+			r.Want("DELETE", "/lock/a?force=true", "", http.StatusOK)
+			lose(r)
+			lockertest.WriteFile(t, end, nil)
+			u.wait(3)
+			u.stderr.Await(t, `locker run: lock a is lost: this claim of \S+ on lock a was ended by force at \S+: the command ended later, with status 3\n`)
+		})
+	}
+}
+
 // What the command has started gets its signals too, and does not outlive a loss.
 func TestRunGroup(t *testing.T) {
 	r := newRuns(t)
