@@ -266,7 +266,7 @@ func (d *draft) giveUp(name string, r release) outcome {
 		d.end(name, holding, endReleased, event{what: "release"})
 	case waiting >= 0:
 		o.verdict = withdrew
-		d.leave(name, waiting, endWithdrawn, "it was released while it waited")
+		d.leave(name, waiting, endWithdrawn, "it was given back while it waited")
 	case past != nil:
 		o.verdict, o.how, o.at = alreadyEnded, past.How, past.At
 	case r.own:

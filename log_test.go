@@ -74,7 +74,7 @@ func TestLogTellsALocksStory(t *testing.T) {
 		"level=INFO msg=queue lock=myLock key=test locked_by=ann",
 		"level=INFO msg=withdraw lock=myLock key=test locked_by=ann waited reason=\"its request ended, and it did not come back in time\"",
 		"level=INFO msg=queue lock=myLock key=k3 locked_by=k3",
-		"level=INFO msg=withdraw lock=myLock key=k3 locked_by=k3 waited reason=\"it was released while it waited\"",
+		"level=INFO msg=withdraw lock=myLock key=k3 locked_by=k3 waited reason=\"it was given back while it waited\"",
 		"level=INFO msg=release lock=myLock key=k locked_by=jane" + link + " token=2 held",
 		"level=INFO msg=grant lock=myLock key=deploy locked_by=george token=9 waited",
 		"level=INFO msg=force lock=myLock key=deploy locked_by=george token=9 held by=" + user + ` reason="it \"hangs\"\nlock=myLock"`,
@@ -125,7 +125,7 @@ func TestEventsAreLogged(t *testing.T) {
 	for _, pattern := range []string{
 		`level=INFO msg=grant lock=a key=k locked_by=jane link=https://ci.example/builds/12 token=2 waited=0s\n`,
 		`level=INFO msg=queue lock=a key=other locked_by=george\n`,
-		`level=INFO msg=withdraw lock=a key=other locked_by=george waited=\S+ reason="it was released while it waited"\n`,
+		`level=INFO msg=withdraw lock=a key=other locked_by=george waited=\S+ reason="it was given back while it waited"\n`,
 		`level=INFO msg=release lock=a key=k locked_by=jane link=\S+ token=2 held=\S+\n`,
 		`level=INFO msg=grant lock=a key=k2 locked_by=line\\feed token=\d+ waited=0s\n`,
 		`level=INFO msg=force lock=a key=k2 locked_by=line\\feed token=\d+ held=\S+ by=george reason="it hangs\\nmsg=grant"\n`,

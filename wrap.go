@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	osuser "os/user"
 	"reflect"
 	"runtime"
 	"strconv"
@@ -229,10 +230,14 @@ func (j *job) skips(text string) error {
 
 // whoAmI is a name for people that no other process has.
 func whoAmI(getenv func(string) string) string {
-	user := cmp.Or(getenv("USER"), getenv("LOGNAME"), fmt.Sprint("uid-", os.Getuid()))
+	uid := strconv.Itoa(os.Getuid())
+	name := cmp.Or(getenv("USER"), getenv("LOGNAME"), "uid-"+uid)
+	if u, err := osuser.LookupId(uid); err == nil && getenv("USER")+getenv("LOGNAME") == "" {
+		name = u.Username // as for cron, which may set neither
+	}
 	host, _ := os.Hostname()
 	tail := fmt.Sprintf("%d-%s", os.Getpid(), strings.ToLower(rand.Text()[:6]))
-	me := user + "@" + host + "/" + tail
+	me := name + "@" + host + "/" + tail
 	if errors.Join(resource.CheckName("locked_by", me), resource.CheckNewLockName("locked_by", me)) == nil {
 		return me
 	}

@@ -148,6 +148,18 @@ func TestRunPassesOn(t *testing.T) {
 	r.Log.Await(t, `msg=release lock=a key=a locked_by=me`)
 }
 
+// Where the variables do not say who runs it, as under cron, the machine does.
+func TestRunNamesItsUser(t *testing.T) {
+	r := newRuns(t)
+	r.env = r.env[:2]
+	r.start("a", "--", "true").wait(0)
+	who, err := exec.Command("id", "-un").Output()
+	if err != nil {
+		who = []byte("uid-" + fmt.Sprint(os.Getuid()))
+	}
+	r.Log.Await(t, "msg=grant lock=a key="+strings.TrimSpace(string(who))+"@")
+}
+
 // Several run at once under slots, and no more; nested ones hold two locks.
 func TestRunSlotsAndNested(t *testing.T) {
 	r := newRuns(t)
