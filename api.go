@@ -177,7 +177,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request, rt route, notFound e
 	stream.SetReadDeadline(time.Now().Add(bodyTime))
 	if pathOf(r) != "/health" && !a.credentials.allow(r) {
 		stream.SetReadDeadline(time.Now().Add(refusedTime)) // for what net/http still reads of the body
-		a.outsiders.refused(r.RemoteAddr, r.Method, pathOf(r))
+		a.outsiders.refused(r.Header.Get("Authorization") != "", r.RemoteAddr, r.Method, pathOf(r))
 		return reply{}, errCredentials
 	}
 	if a.localOnly && !isLocal(r.Host) {

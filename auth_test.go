@@ -84,6 +84,9 @@ func TestWrongCredentialsAreRefused(t *testing.T) {
 	if n := strings.Count(log, `msg="credentials refused" address=127.0.0.1:`); n != len(refusedHeaders) {
 		t.Errorf("%d refusals logged with their address, want %d:\n%s", n, len(refusedHeaders), log)
 	}
+	if n := strings.Count(log, `level=INFO msg="credentials refused"`); n != 2 {
+		t.Errorf("%d refusals of who sent nothing, want 2:\n%s", n, log)
+	}
 	for _, secret := range []string{canary, encoded(user + ":" + password), encoded(user + ":" + password)[:12]} {
 		if strings.Contains(log, secret) {
 			t.Errorf("the log shows %s:\n%s", secret, log)

@@ -59,30 +59,35 @@ type outsiders struct {
 	lines int // in this minute
 }
 
-// refused logs a request whose credentials are missing or wrong.
-func (o *outsiders) refused(address, method, path string) {
-	o.warn("credentials refused", "address", address, "method", short(method, mostMethod), "path", short(path, mostPath))
+// refused logs a request whose credentials are wrong or, as with a browser's first,
+// missing.
+func (o *outsiders) refused(sent bool, address, method, path string) {
+	level := slog.LevelInfo
+	if sent {
+		level = slog.LevelWarn
+	}
+	o.say(level, "credentials refused", "address", address, "method", short(method, mostMethod), "path", short(path, mostPath))
 }
 
 // Write logs a line of net/http. Everybody can cause a failed handshake.
 func (o *outsiders) Write(line []byte) (int, error) {
 	text := strings.TrimSpace(string(line))
 	if strings.Contains(text, "TLS handshake error") {
-		o.warn(short(text, mostError))
+		o.say(slog.LevelWarn, short(text, mostError))
 	} else {
 		o.log.Warn(text)
 	}
 	return len(line), nil
 }
 
-func (o *outsiders) warn(message string, args ...any) {
+func (o *outsiders) say(level slog.Level, message string, args ...any) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.lines == 0 {
 		time.AfterFunc(time.Minute, o.next)
 	}
 	if o.lines++; o.lines <= mostLines {
-		o.log.Warn(message, args...)
+		o.log.Log(context.Background(), level, message, args...)
 	}
 }
 

@@ -85,6 +85,7 @@ func TestLogTellsALocksStory(t *testing.T) {
 		t.Errorf("the story is\n%s\nwant\n%s", strings.Join(story, "\n"), strings.Join(want, "\n"))
 	}
 	want = []string{
+		`level=WARN msg="there was no state file, no lock is held: if this is not the first start, stop the locker and put the file back" state`,
 		"level=INFO msg=start version address tls=false auth=true state locks=0 claims=0 page",
 		`level=WARN msg="credentials refused" address method=PUT path=/lock/myLock`,
 		"level=INFO msg=stop",
@@ -145,7 +146,7 @@ func TestOutsidersDoNotFillTheLog(t *testing.T) {
 		o := &outsiders{log: slog.New(slog.NewTextHandler(written, nil))}
 		handshakes := stdlog.New(o, "", 0)
 		for range 500 {
-			o.refused("[2001:db8:1111:2222:3333:4444:5555:6666%a-long-zone]:65535", strings.Repeat("M", 5_000), strings.Repeat(`/"\`, 5_000))
+			o.refused(true, "[2001:db8:1111:2222:3333:4444:5555:6666%a-long-zone]:65535", strings.Repeat("M", 5_000), strings.Repeat(`/"\`, 5_000))
 			handshakes.Printf("http: TLS handshake error from [::1]:1: %s", strings.Repeat("x", 5_000))
 		}
 		time.Sleep(time.Minute + time.Second)

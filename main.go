@@ -118,6 +118,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if err != nil {
 		return err
 	}
+	if st.missing {
+		log.Warn("there was no state file, no lock is held: if this is not the first start, stop the locker and put the file back", "state", st.path)
+	}
 	if st.imported {
 		log.Info("the original locker's state is imported", "kept", st.path+".v1")
 	}

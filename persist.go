@@ -21,6 +21,7 @@ type fileStore struct {
 	path     string
 	guard    *os.File // FILE.lock, locked as long as the process lives
 	imported bool     // it was the original locker's
+	missing  bool     // it was not there
 	steps    steps
 	out      *bufio.Writer // used again for each save
 }
@@ -123,7 +124,7 @@ func (st *fileStore) load(now time.Time) (*state, error) {
 		return nil, err
 	}
 	data, err := os.ReadFile(st.path)
-	if errors.Is(err, os.ErrNotExist) {
+	if st.missing = errors.Is(err, os.ErrNotExist); st.missing {
 		return &state{}, nil
 	}
 	if err != nil {
@@ -234,7 +235,7 @@ func (st *fileStore) guarded() error {
 		err = errors.New("it is not the file that this locker locked")
 	}
 	if err != nil {
-		return fmt.Errorf("look at %s.lock: %w: bring its folder back, or restart the locker", st.path, err)
+		return fmt.Errorf("look at %s.lock: %w: put its folder back as it was, with the state file: a start without that file begins with no locks", st.path, err)
 	}
 	return nil
 }
