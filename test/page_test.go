@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -288,6 +289,27 @@ func TestPageTrouble(t *testing.T) {
 	w.do("PUT", "/lock/b", jane) // so that the request in flight is answered
 	w.has("The locker does not serve: nobody leads. This is the state of 20")
 	w.await("document.title.startsWith('not served: ')")
+}
+
+// A page that is opened while nothing can be saved does not look fine first.
+func TestPageOpenedInTrouble(t *testing.T) {
+	t.Parallel()
+	state := filepath.Join(t.TempDir(), "state")
+	folder(t, state, 0o700)
+	l := lockertest.Start(t, "LOCKER_CONFIG="+filepath.Join(state, "locker.json"))
+	lockertest.Rename(t, state, state+"-away")
+	l.Want("PUT", "/lock/a", jane, http.StatusServiceUnavailable)
+	b := startBrowser(t)
+	b.devtools("Page.addScriptToEvaluateOnNewDocument", map[string]any{"source": `document.addEventListener('DOMContentLoaded', () => {
+		window.said = [];
+		new MutationObserver(() => said.push(document.getElementById('status').textContent)).observe(document.getElementById('status'), {childList: true, characterData: true, subtree: true});
+	})`}, nil)
+	b.open(l.URL)
+	b.await("said.length > 0 && document.title.startsWith('cannot save: ')")
+	var said []string
+	if b.run("return said", &said); slices.Contains(said, "live") {
+		t.Errorf("it says %q", said)
+	}
 }
 
 // The page of one of several lockers says who leads, and it when nobody does.
