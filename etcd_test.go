@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // gateway is as much of etcd's JSON gateway as the locker uses, in this process,
@@ -103,12 +104,21 @@ func (g *gateway) expire(id int64) {
 }
 
 // play has a transaction meet its fate: "ok"; "lost", applied without an answer;
-// "cut", neither; "held", kept for letGo and not answered; "code N TEXT", refused
-// so; "late N TEXT", applied and then that.
+// "cut", neither; "held", kept for letGo and not answered; "go", that is let go first;
+// "slow", a while later; "code N TEXT", refused so; "late N TEXT", applied and then that.
 func (g *gateway) play(w http.ResponseWriter, step string, body []byte) {
 	g.played = append(g.played, step)
 	word, _, _ := strings.Cut(step, " ")
 	switch word {
+	case "slow":
+		time.Sleep(lookPause)
+		w.Write(g.apply(body))
+	case "go":
+		for _, held := range g.held {
+			g.apply(held)
+		}
+		g.held = nil
+		w.Write(g.apply(body))
 	case "ok":
 		w.Write(g.apply(body))
 	case "code":

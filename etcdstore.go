@@ -188,12 +188,12 @@ func hasRoom(l *lock, c claim) bool {
 	return size <= mostBytes
 }
 
-// sizeOfClaim returns about how many bytes a claim has in etcd: its texts, some of
-// whose characters JSON writes as two, and what is about them.
+// sizeOfClaim returns about how many bytes a claim has in etcd: its texts, with those
+// characters for which JSON writes more, and what is about them.
 func sizeOfClaim(c claim) (size int) {
 	size = 200
 	for _, text := range []string{c.Key, c.LockedBy, c.ID, c.Link, c.Reason} {
-		size += len(text) + strings.Count(text, `"`) + strings.Count(text, `\`)
+		size += len(text) + strings.Count(text, `"`) + strings.Count(text, `\`) + 3*strings.Count(text, "\u2028") + 3*strings.Count(text, "\u2029")
 	}
 	return size
 }

@@ -32,7 +32,7 @@ func (n *node) answer(r *http.Request, body []byte, here func(c *committer) (rep
 	}
 	for deadline := time.Now().Add(within); ; {
 		if t := n.leading.Load(); t != nil {
-			return n.answerHere(t, r, here)
+			return n.answerHere(t, r, body, here)
 		}
 		if r.Header.Get("Locker-Forwarded") != "" {
 			return reply{}, errStandby
@@ -57,10 +57,13 @@ func isRead(r *http.Request) bool { return r.Method == http.MethodGet || r.Metho
 
 // answerHere answers by this locker's own term. A read counts only if nobody else
 // can have led yet when it was done.
-func (n *node) answerHere(t *term, r *http.Request, here func(c *committer) (reply, error)) (reply, error) {
+func (n *node) answerHere(t *term, r *http.Request, body []byte, here func(c *committer) (reply, error)) (reply, error) {
 	rep, err := here(t.committer)
 	if err == nil && isRead(r) && !t.current() {
 		return reply{}, errStale
+	}
+	if rep.giveBack != nil {
+		rep.giveBack = n.undo(r, body, rep) // by a later term, should this one end before
 	}
 	return rep, err
 }
@@ -92,7 +95,8 @@ func (n *node) forward(r *http.Request, body []byte) (reply, error) {
 }
 
 // undo returns what gives a grant back that did not reach its asker, who has no id
-// and so cannot ask for it again; nil: there is nothing to be given back.
+// and so cannot ask for it again, whoever leads by then; nil: there is nothing to be
+// given back. A locker that stops does it in what is left of its own term.
 func (n *node) undo(r *http.Request, body []byte, rep reply) func() {
 	asked, _, err := decodeTake(body)
 	var granted resource.Answer
@@ -105,12 +109,16 @@ func (n *node) undo(r *http.Request, body []byte, rep reply) func() {
 	req.Method = http.MethodDelete
 	req.Header.Set(undoHeader, strconv.FormatUint(h.token, 10))
 	release := encode(resource.Release{Key: asked.Key, LockedBy: asked.LockedBy})
+	here := rep.giveBack
 	return func() {
-		for deadline := time.Now().Add(forwardTime); time.Now().Before(deadline); time.Sleep(forwardNext) {
+		for deadline := time.Now().Add(forwardTime); n.ctx.Err() == nil && time.Now().Before(deadline); time.Sleep(forwardNext) {
 			rep, err := n.answer(req, release, func(c *committer) (reply, error) { return undo(c, h) })
-			if err == nil && rep.status == http.StatusOK || errors.Is(err, errStopping) {
+			if err == nil && rep.status == http.StatusOK {
 				return
 			}
+		}
+		if here != nil {
+			here()
 		}
 	}
 }

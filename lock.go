@@ -151,7 +151,7 @@ func (d *draft) repeat(name string, i int, c claim) outcome {
 func (d *draft) takeAgain(name string, i int, c claim, wait bool) outcome {
 	l := d.look(name)
 	w := l.Waiters[i]
-	if (c.Link != w.Link || c.Reason != w.Reason) && !d.room(l, c) {
+	if len(c.Link)+len(c.Reason) > len(w.Link)+len(w.Reason) && !d.room(l, c) {
 		return outcome{verdict: overLimit}
 	}
 	c.Ticket = c.Ticket.newest(w.Ticket)

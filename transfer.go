@@ -154,7 +154,7 @@ func importState(ctx context.Context, e *etcd, k keys, s *state) error {
 	case err != nil:
 		return err
 	case !answer.Succeeded && answer.kv(1).ModRevision != 0:
-		return fmt.Errorf("etcd has locks already, under %s: nothing was changed: to replace them, stop the lockers, keep what `locker export` prints, and delete the keys (etcdctl del --prefix %[1]s)", k)
+		return fmt.Errorf("etcd has locks already, under %s, perhaps by an import before: nothing was changed: to replace them, stop the lockers, keep what `locker export` prints, and delete the keys (etcdctl del --prefix %[1]s)", k)
 	case !answer.Succeeded:
 		return fmt.Errorf("a locker or another import is at work, %s: nothing was changed: stop it", answer.kv(0).Value)
 	}

@@ -230,10 +230,13 @@ func (j *job) skips(text string) error {
 
 // whoAmI is a name for people that no other process has.
 func whoAmI(getenv func(string) string) string {
-	uid := strconv.Itoa(os.Getuid())
-	name := cmp.Or(getenv("USER"), getenv("LOGNAME"), "uid-"+uid)
-	if u, err := osuser.LookupId(uid); err == nil && getenv("USER")+getenv("LOGNAME") == "" {
-		name = u.Username // as for cron, which may set neither
+	name := cmp.Or(getenv("USER"), getenv("LOGNAME"))
+	if name == "" { // as cron may have it
+		uid := strconv.Itoa(os.Getuid())
+		name = "uid-" + uid
+		if u, err := osuser.LookupId(uid); err == nil {
+			name = u.Username
+		}
 	}
 	host, _ := os.Hostname()
 	tail := fmt.Sprintf("%d-%s", os.Getpid(), strings.ToLower(rand.Text()[:6]))
@@ -294,6 +297,11 @@ func await(take func(context.Context) (*resource.Hold, error), signals <-chan os
 	stopped := 0
 	select {
 	case got = <-ended:
+		select {
+		case s := <-signals: // which came first is not known
+			stopped = statusSignal + int(s.(syscall.Signal))
+		default:
+		}
 	case s := <-signals:
 		stopped = statusSignal + int(s.(syscall.Signal))
 		cancel()
@@ -320,6 +328,14 @@ func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal
 	if err := cmd.Start(); err != nil {
 		say(err)
 		return statusNoStart, false
+	}
+	for pending := true; pending; {
+		select {
+		case s := <-signals: // from a terminal it did not reach the command, which was not there
+			j.signal(cmd, s, say)
+		default:
+			pending = false
+		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

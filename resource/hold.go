@@ -190,11 +190,12 @@ func (h *Hold) renew(ctx context.Context, within time.Duration) error {
 // Release gives the lock back. It goes on trying until ctx is done. Its error is
 // ErrLost when the hold was over before, whether Keep has noticed it or not.
 func (h *Hold) Release(ctx context.Context) error {
-	a, err := h.claim.giveBack(ctx)
+	a, before, err := h.claim.released(ctx, unlockAttempt)
+	ours := before && (a.Ended == "released" || a.Ended == "") // by an attempt whose answer was lost
 	switch {
 	case err != nil:
 		return err
-	case a.Ended == "released", !strings.HasPrefix(a.Response, NothingDone): // a release that was sent again, too
+	case ours, !strings.HasPrefix(a.Response, NothingDone):
 		return nil
 	}
 	return h.lost("%s", strings.TrimPrefix(a.Response, NothingDone))

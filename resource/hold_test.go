@@ -172,3 +172,46 @@ func TestHoldOfAHangingServer(t *testing.T) {
 		}
 	})
 }
+
+// A release whose answer was lost is sent again, and finds that its hold is over: by
+// its own first attempt. Only what that cannot have done is a loss.
+func TestHoldIsReleased(t *testing.T) {
+	nothing := func(why, ended string) string {
+		return `{"response":"nothing to do: ` + why + `"` + ended + `,"lock":{"key":"","locked_by":{},"holders":[],"waiters":[],"revision":10}}`
+	}
+	released := nothing("this claim of me on lock myLock was released at 2026-11-23T10:00:00Z", `,"ended":"released","ended_at":"2026-11-23T10:00:00Z"`)
+	forgotten := nothing("this claim never got lock myLock, and nobody else's hold was touched", "")
+	forced := nothing("this claim of me on lock myLock was ended by force at 2026-11-23T10:00:00Z", `,"ended":"forced","ended_at":"2026-11-23T10:00:00Z"`)
+	for _, row := range []struct {
+		name   string
+		first  int // the fate of the first attempt
+		answer string
+		lost   string
+	}{
+		{"at once", http.StatusOK, freedJSON, ""},
+		{"after one that broke", breaks, released, ""},
+		{"after one that hung", hangs, released, ""},
+		{"after one that broke, and a restart that forgot", breaks, forgotten, ""},
+		{"by somebody else", http.StatusOK, released, "was released at"},
+		{"by force", http.StatusOK, forced, "was ended by force at"},
+		{"by force, after one that broke", breaks, forced, "was ended by force at"},
+		{"of a lost state", http.StatusOK, forgotten, "never got lock myLock"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				asked := 0
+				h := holdFor(t, func(time.Duration) (int, string) {
+					if asked++; asked == 1 {
+						return row.first, row.answer
+					}
+					return http.StatusOK, row.answer
+				})
+				start := time.Now()
+				err := h.Release(abortAfter(t, 8*time.Second))
+				if errors.Is(err, ErrLost) != (row.lost != "") || row.lost == "" && err != nil || row.lost != "" && !strings.Contains(err.Error(), row.lost) {
+					t.Errorf("%v after %s", err, time.Since(start))
+				}
+			})
+		})
+	}
+}

@@ -69,7 +69,7 @@ func (c *claim) lock(ctx context.Context, acquired func(taken) error) error {
 
 // aborted gives back what an abort has left, and says how that went.
 func (c *claim) aborted(leaving context.Context, t taken) error {
-	if _, err := c.giveBack(leaving); err != nil {
+	if err := c.giveBack(leaving); err != nil {
 		return err
 	}
 	if ticket := c.ticket.Load(); t.onWay && ticket != nil && *ticket == "" {
@@ -85,8 +85,7 @@ func (c *claim) failed(leaving context.Context, t taken) error {
 	}
 	leaving, cancel := context.WithTimeout(leaving, giveBackTime)
 	defer cancel()
-	_, err := c.giveBack(leaving)
-	return err
+	return c.giveBack(leaving)
 }
 
 // interrupt ends the request that takes. When it returns, the outcome is known or
@@ -266,20 +265,33 @@ func (c *claim) sayAcquired(a Answer) {
 func (c *claim) waited() string { return age(time.Since(c.started)).String() }
 
 // giveBack releases what this build holds or waits for, and nothing else.
-func (c *claim) giveBack(ctx context.Context) (Answer, error) {
+func (c *claim) giveBack(ctx context.Context) error {
+	_, _, err := c.released(ctx, answerTime)
+	return err
+}
+
+// released is giveBack with attempts of at most that time each. It returns the answer,
+// and whether an attempt before that may have done what was asked.
+func (c *claim) released(ctx context.Context, within time.Duration) (a Answer, before bool, err error) {
 	hurry, now := context.WithCancel(ctx)
 	now()
-	a, err := retry(ctx, &patience{hurry: hurry, say: c.say}, func() (Answer, error) {
-		return c.release(ctx, true)
+	a, err = retry(ctx, &patience{hurry: hurry, say: c.say}, func() (Answer, error) {
+		attempt, cancel := context.WithTimeout(ctx, within)
+		defer cancel()
+		a, err := c.release(attempt, true)
+		if f, ok := errors.AsType[*failure](err); err != nil && (!ok || !f.unheard) {
+			before = true
+		}
+		return a, err
 	})
 	if err == nil {
-		return a, nil
+		return a, before, nil
 	}
 	stays := "but a hold stays: " + releaseIt
 	if c.params.ttl > 0 {
 		stays = fmt.Sprintf("a hold by its ttl of %s", time.Duration(c.params.ttl))
 	}
-	return Answer{}, fmt.Errorf("give lock %s back: %w: a place in the queue ends by itself, %s", c.name, err, stays)
+	return Answer{}, before, fmt.Errorf("give lock %s back: %w: a place in the queue ends by itself, %s", c.name, err, stays)
 }
 
 // queueLog shows people what a claim waits for.

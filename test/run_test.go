@@ -304,21 +304,26 @@ func TestRunLost(t *testing.T) {
 // A lock that was lost so late that the command ended first is not lost in silence.
 func TestRunLostUnnoticed(t *testing.T) {
 	for name, lose := range map[string]func(r *runs){
-		"forced": func(*runs) {},
-		"another's": func(r *runs) {
+		"forced": func(r *runs) {
+			r.Want("DELETE", "/lock/a?force=true", "", http.StatusOK)
+		},
+		"forced, and another's": func(r *runs) {
+			r.Want("DELETE", "/lock/a?force=true", "", http.StatusOK)
 			r.Want("PUT", "/lock/a", jane, http.StatusOK)
+		},
+		"released by somebody else": func(r *runs) {
+			r.Want("DELETE", "/lock/a", `{"key": "mine", "locked_by": "me"}`, http.StatusOK)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRuns(t)
 			end := filepath.Join(t.TempDir(), "end")
-			u := r.start("-quiet", "a", "--", "sh", "-c", `echo ready; until test -e "$0"; do sleep 0.05; done; exit 3`, end)
+			u := r.start("-quiet", "-key", "mine", "-as", "me", "a", "--", "sh", "-c", `echo ready; until test -e "$0"; do sleep 0.05; done; exit 3`, end)
 			u.stdout.Await(t, "ready")
-			r.Want("DELETE", "/lock/a?force=true", "", http.StatusOK)
 			lose(r)
 			lockertest.WriteFile(t, end, nil)
 			u.wait(3)
-			u.stderr.Await(t, `locker run: lock a is lost: this claim of \S+ on lock a was ended by force at \S+: the command ended later, with status 3\n`)
+			u.stderr.Await(t, `locker run: lock a is lost: this claim of me on lock a was (ended by force|released by somebody else) at \S+: the command ended later, with status 3\n`)
 		})
 	}
 }

@@ -122,7 +122,6 @@ func wakeLeader(t *testing.T, asked [][2]string) {
 // TestForwardsAreCut stops a leader that others have passed requests on to: who
 // asked them is answered as soon as another leads.
 func TestForwardsAreCut(t *testing.T) {
-	t.Parallel()
 	ls := startLockers(t, 1, 3)
 	leader := ls.leader(t)
 	standby := ls.all[(leader+1)%3]
@@ -154,7 +153,6 @@ func TestForwardsAreCut(t *testing.T) {
 // TestBlackHole takes etcd from a leader without a word: its last answer to a read
 // lies before the first grant of the next.
 func TestBlackHole(t *testing.T) {
-	t.Parallel()
 	ls := startLockers(t, 1, 0)
 	network := newEtcdNet(t, ls.etcd.URLs[0])
 	old := ls.add(t, network.URL)
