@@ -195,7 +195,7 @@ func TestRunSignals(t *testing.T) {
 		}
 	}
 	u := r.start("a", "--", "sleep", "100")
-	r.Await("a", lockertest.WithWaiters(0))
+	u.stderr.Await(t, "lock a acquired")
 	u.Process.Signal(syscall.SIGTERM)
 	u.wait(128 + int(syscall.SIGTERM))
 }
@@ -236,7 +236,6 @@ func TestRunAtATerminal(t *testing.T) {
 		c.Stdin, c.Stderr = terminal, terminal
 		c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
 	}, "a", "--", "sh", "-c", `n=0; trap 'n=$((n+1))' INT; read line; echo "read $line"; while test -z "$done"; do sleep 1; test $n -gt 0 && done=yes; done; sleep 1; echo "INT $n"`)
-	r.Await("a", lockertest.WithWaiters(0))
 	io.WriteString(keyboard, "hello\n")
 	u.stdout.Await(t, "read hello")
 	io.WriteString(keyboard, "\x03")
@@ -392,7 +391,7 @@ func TestRunAfterAWait(t *testing.T) {
 func TestRunOverARestart(t *testing.T) {
 	r := newRuns(t)
 	u := r.start(append(short, "a", "--", "sleep", "12")...)
-	r.Await("a", lockertest.WithWaiters(0))
+	u.stderr.Await(t, "lock a acquired")
 	token := r.Lock("a").Holders[0].Token
 	r.Kill()
 	time.Sleep(1500 * time.Millisecond)
@@ -413,7 +412,7 @@ func TestRunIsNotTakenAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "locker.json")
 	r := newRuns(t, "LOCKER_CONFIG="+path)
 	u := r.start(append(short, "a", "--", "sleep", "100")...)
-	r.Await("a", lockertest.WithWaiters(0))
+	u.stderr.Await(t, "lock a acquired")
 	r.Kill()
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
@@ -429,7 +428,7 @@ func TestRunIsNotTakenAgain(t *testing.T) {
 func TestRunStopped(t *testing.T) {
 	r := newRuns(t)
 	u := r.start(append(short, "a", "--", "sleep", "100")...)
-	r.Await("a", lockertest.WithWaiters(0))
+	u.stderr.Await(t, "lock a acquired")
 	u.Process.Signal(syscall.SIGSTOP)
 	r.Await("a", lockertest.Nobodys)
 	u.Process.Signal(syscall.SIGCONT)
@@ -443,7 +442,7 @@ func TestRunStopped(t *testing.T) {
 func TestRunKeepsGoing(t *testing.T) {
 	r := newRuns(t)
 	u := r.start(append(short, "-keep-going", "a", "--", "sleep", "3")...)
-	r.Await("a", lockertest.WithWaiters(0))
+	u.stderr.Await(t, "lock a acquired")
 	r.Want("DELETE", "/lock/a?force=true", "", http.StatusOK)
 	u.wait(0)
 	if !strings.Contains(u.stderr.String(), "lock a is lost: ") || !strings.Contains(u.stderr.String(), ": the command goes on\n") {

@@ -158,12 +158,13 @@ func (v *visitor) goAway() {
 // forceAtTimes ends holds of the lock that an answer shows, half the times only if
 // it is still as it was shown.
 func (v *visitor) forceAtTimes(seen asked) {
-	if !v.in100(2) || seen.shown == nil {
+	if !v.in100(3) || seen.shown == nil {
 		return
 	}
 	f := asked{what: "force", lock: seen.lock}
 	if v.in100(50) {
 		f.ifMatch = seen.shown.revision
+		v.pause(0, 50*time.Millisecond) // in which it may change hands
 	}
 	if holders := seen.shown.holders; v.in100(50) && len(holders) > 0 {
 		f.LockedBy = holders[0].lockedBy
