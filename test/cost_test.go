@@ -46,7 +46,7 @@ func (s *stopwatch) run(t testing.TB, program string) time.Duration {
 // run at the same time.
 func TestCost(t *testing.T) {
 	s := newStopwatch(t)
-	floor, out, deadline := time.Hour, time.Hour, time.Now().Add(lockertest.Patience)
+	floor, out, deadline := time.Hour, time.Hour, time.Now().Add(lockertest.Patience/4)
 	for n := 0; n < 20 || out-floor > maxCost && time.Now().Before(deadline); n++ {
 		floor, out = min(floor, s.run(t, "true")), min(out, s.run(t, s.out))
 	}

@@ -218,9 +218,11 @@ const icon = "document.getElementById('icon').href"
 func TestPageRestart(t *testing.T) {
 	w := visitPage(t, nil, "ERR_", "503")
 	w.do("PUT", "/lock/a", jane)
-	w.do("PUT", "/lock/a", `{"key": "w", "id": "8", "wait": "1ms"}`)
+	wait := func() { w.do("PUT", "/lock/a", `{"key": "w", "id": "8", "wait": "1ms"}`) } // for 15 s
+	wait()
 	w.has("jane")
 	w.run("window.icon0 = "+icon, nil)
+	wait()
 	time.Sleep(2500 * time.Millisecond) // by now the page waits for a change
 	w.run("window.said = []; new MutationObserver(() => said.push(document.title + ' ' + document.getElementById('trouble').textContent)).observe(document.getElementById('trouble'), {childList: true, subtree: true, characterData: true, attributes: true})", nil)
 	w.Stop()
@@ -239,6 +241,7 @@ func TestPageRestart(t *testing.T) {
 	w.hasNot("Failed to fetch")
 	w.screenshot("connection lost")
 	w.Restart()
+	wait()
 	start := time.Now()
 	w.await("document.getElementById('status').textContent === 'live' && document.getElementById('trouble').hidden && " + icon + " === icon0")
 	w.await("document.title.startsWith('1 lock blocked')")
