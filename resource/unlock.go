@@ -12,8 +12,9 @@ import (
 const (
 	unlockTime = 8 * time.Second // how long unlock goes on trying after TERM
 
-	// After TERM, and by `locker run`, an attempt is given up sooner, so that one connection that
-	// hangs does not use up the time. Repeating a release is safe: it has an id.
+	// After TERM, and by `locker run`, an attempt is given up sooner, so that one
+	// connection that hangs does not use up the time. Repeating a release is safe: it
+	// has an id.
 	unlockAttempt = 3500 * time.Millisecond
 )
 
