@@ -418,10 +418,13 @@ func TestLockOfOneKey(t *testing.T) {
 			t.Errorf("%d waiters in %d bytes: %s", n, size, l.overLimit())
 		}
 		again := l.Waiters[0].claim
-		for reason, want := range map[string]verdict{again.Reason: queued, strings.Repeat("r", 4000): overLimit} {
-			again.Reason = reason
-			if o := b.batch(func(d *draft) outcome { d.room = hasRoom; return d.take("l", again, true) })[0]; o.verdict != want {
-				t.Errorf("a waiter comes back with the reason %.10s: %s, want %s", reason, o.verdict, want)
+		for _, row := range []struct {
+			reason string
+			want   verdict
+		}{{again.Reason, queued}, {strings.Repeat("r", 4000), overLimit}, {"", queued}} {
+			again.Reason = row.reason
+			if o := b.batch(func(d *draft) outcome { d.room = hasRoom; return d.take("l", again, true) })[0]; o.verdict != row.want {
+				t.Errorf("a waiter comes back with the reason %.10q: %s, want %s", row.reason, o.verdict, row.want)
 			}
 		}
 	}

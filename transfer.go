@@ -136,7 +136,8 @@ func syncFolder(name string) error {
 // writes `state` last: as long as that is not there, nobody else leads. Each part
 // writes the leader's record anew, so that none is applied late or twice.
 func importState(ctx context.Context, e *etcd, k keys, s *state) error {
-	for _, o := range changes(k, &state{}, s) {
+	locks := changes(k, &state{}, s)
+	for _, o := range locks {
 		if o.size() > mostBytes {
 			return fmt.Errorf("%s has more holders and waiters than fit into etcd (%d bytes, at most %d): nothing was changed", o.Put.Key, o.size(), mostBytes)
 		}
@@ -163,7 +164,7 @@ func importState(ctx context.Context, e *etcd, k keys, s *state) error {
 	go stayLeader(ctx, e, l)
 	st := newEtcdStore(ctx, e, k, answer.Header.Revision)
 	st.guard, st.last = k.leader(), st.term // `state` is not there to be compared
-	parts := slices.Concat([][]etcdOp{{{Delete: under(k.locks())}}}, divide(changes(k, &state{}, s)), [][]etcdOp{{putKey(k.state(), s.head())}})
+	parts := slices.Concat([][]etcdOp{{{Delete: under(k.locks())}}}, divide(locks), [][]etcdOp{{putKey(k.state(), s.head())}})
 	for _, part := range parts {
 		if st.last, err = st.write(append(part, claim)); err != nil {
 			return err

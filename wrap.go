@@ -297,10 +297,8 @@ func await(take func(context.Context) (*resource.Hold, error), signals <-chan os
 	stopped := 0
 	select {
 	case got = <-ended:
-		select {
-		case s := <-signals: // which came first is not known
-			stopped = statusSignal + int(s.(syscall.Signal))
-		default:
+		if len(signals) > 0 { // which came first is not known
+			stopped = statusSignal + int((<-signals).(syscall.Signal))
 		}
 	case s := <-signals:
 		stopped = statusSignal + int(s.(syscall.Signal))
@@ -329,13 +327,8 @@ func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal
 		say(err)
 		return statusNoStart, false
 	}
-	for pending := true; pending; {
-		select {
-		case s := <-signals: // from a terminal it did not reach the command, which was not there
-			j.signal(cmd, s, say)
-		default:
-			pending = false
-		}
+	for len(signals) > 0 { // what came from the terminal before did not reach the command, which was not there
+		j.signal(cmd, <-signals, say)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

@@ -238,9 +238,7 @@ func TestPageHoldWaits(t *testing.T) {
 	w.hold("a", "ann", "incident 4711")
 	w.has("You wait for a as ann, 1 of 1 in line. jane (ci.example/builds/12) holds it now. Closing this page leaves the queue.")
 	w.screenshot("waits")
-	w.run("location.reload()", nil)
-	w.await("window.stayed !== true && document.getElementById('status').textContent === 'live'")
-	w.run("window.stayed = true", nil)
+	w.reload("")
 	w.has("You wait for a as ann, 1 of 1 in line.")
 	w.await("sessionStorage.getItem('locker claims /')")
 	w.do("DELETE", "/lock/a", `{"key": "k", "locked_by": "jane", "id": "7"}`)
@@ -273,15 +271,21 @@ func TestPageHoldIsOver(t *testing.T) {
 	w.has("jane")
 	w.hold("a", "ann", "incident 4711")
 	w.has("You wait for a as ann")
-	w.run("addEventListener('pagehide', () => sessionStorage.setItem('locker left', Date.now() - 16_000)); location.reload()", nil)
-	w.await("window.stayed !== true && document.getElementById('status').textContent === 'live'")
-	w.run("window.stayed = true", nil)
+	w.reload("addEventListener('pagehide', () => sessionStorage.setItem('locker left', Date.now() - 16_000))")
 	w.has("1. ann key by hand: ann")
 	w.hasNot("You wait for a")
 	var asks int
 	if w.run("return claims.length", &asks); asks > 0 {
 		t.Errorf("it asks for %d locks", asks)
 	}
+}
+
+// reload loads the page again, after a script.
+func (w *visit) reload(script string) {
+	w.t.Helper()
+	w.run(script+"; location.reload()", nil)
+	w.await("window.stayed !== true && document.getElementById('status').textContent === 'live'")
+	w.run("window.stayed = true", nil)
 }
 
 // lock returns a lock as the locker shows it.

@@ -50,9 +50,8 @@ func TestPageFilter(t *testing.T) {
 	find("w8", "lock-0")
 	w.await("document.querySelector('.line > ol > .hit').innerText.startsWith('9.') && document.querySelectorAll('.line > ol > li').length === 6") // the one that is found is in sight
 	w.screenshot("filter")
-	w.run("location.reload()", nil)
-	w.await("window.stayed !== true && document.getElementById('filter').value === 'w8' && " + shown + " === 'lock-0'")
-	w.run("window.stayed = true", nil)
+	w.reload("")
+	w.await("document.getElementById('filter').value === 'w8' && " + shown + " === 'lock-0'")
 	w.run("const f = document.getElementById('filter'); f.value = ''; f.oninput()", nil)
 	w.await("location.search === '' && !document.getElementById('freePart').open")
 	for _, chip := range [][2]string{{"blocked", "lock-0"}, {"free", "seventh"}} {

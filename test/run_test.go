@@ -232,15 +232,37 @@ func TestRunUnderNohup(t *testing.T) {
 func TestRunAtATerminal(t *testing.T) {
 	r := newRuns(t)
 	terminal, keyboard := openTerminal(t)
-	u := r.startWith(func(c *exec.Cmd) {
-		c.Stdin, c.Stderr = terminal, terminal
-		c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
-	}, "a", "--", "sh", "-c", `n=0; trap 'n=$((n+1))' INT; read line; echo "read $line"; while test -z "$done"; do sleep 1; test $n -gt 0 && done=yes; done; sleep 1; echo "INT $n"`)
+	u := r.startWith(at(terminal), "a", "--", "sh", "-c", `n=0; trap 'n=$((n+1))' INT; read line; echo "read $line"; while test -z "$done"; do sleep 1; test $n -gt 0 && done=yes; done; sleep 1; echo "INT $n"`)
 	io.WriteString(keyboard, "hello\n")
 	u.stdout.Await(t, "read hello")
 	io.WriteString(keyboard, "\x03")
 	u.stdout.Await(t, `INT 1\n`)
 	u.wait(0)
+}
+
+// at has a command run at a terminal, in its foreground.
+func at(terminal *os.File) func(*exec.Cmd) {
+	return func(c *exec.Cmd) {
+		c.Stdin, c.Stderr = terminal, terminal
+		c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
+	}
+}
+
+// Ctrl-C in the moment of the grant is not lost, whichever is noticed first.
+func TestRunInterruptedAtTheGrant(t *testing.T) {
+	r := newRuns(t)
+	for range 12 {
+		r.Want("PUT", "/lock/a", jane, http.StatusOK)
+		terminal, keyboard := openTerminal(t)
+		u := r.startWith(at(terminal), "a", "--", "sleep", "100")
+		r.Await("a", lockertest.WithWaiters(1))
+		u.Process.Signal(syscall.SIGSTOP) // so that both come at once
+		r.Want("DELETE", "/lock/a?force=true", "", http.StatusOK)
+		io.WriteString(keyboard, "\x03")
+		u.Process.Signal(syscall.SIGCONT)
+		u.wait(128 + int(syscall.SIGINT))
+		r.Await("a", lockertest.Nobodys)
+	}
 }
 
 // short are the flags of a hold that ends soon: it is renewed every 2 s, and lost
