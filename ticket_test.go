@@ -54,8 +54,8 @@ func (s *stage) restart() {
 	}
 	s.past.load(left, s.now)
 	s.count = 0
+	s.given = ticket{} // and none is given out before somebody asks
 	s.batch(func(d *draft) outcome { d.begin(); return outcome{} })
-	s.given = s.past.horizon
 }
 
 // ticket has the run fetch one.
@@ -172,6 +172,15 @@ func TestTraces(t *testing.T) {
 			s.verdict(s.take("2", "k a 1"), granted)
 			s.verdict(s.take("none", "k a 1"), repeated)
 			s.verdict(s.release("1", "k a 1", true), laterRun)
+		},
+		"nor does one of a waiter, nor an older one that comes late": func(s *stage) {
+			s.bench.take(of("k a"), false)
+			s.ticket("1")
+			s.ticket("2")
+			s.verdict(s.take("2", "other b 1"), queued)
+			s.verdict(s.take("none", "other b 1"), queued)
+			s.verdict(s.take("1", "other b 1"), queued)
+			s.verdict(s.release("1", "other b 1", true), laterRun)
 		},
 		"a waiter's ticket goes with its grant": func(s *stage) {
 			s.bench.take(of("k a"), false)
