@@ -149,21 +149,22 @@ func (c *committer) close() {
 // and the next one read what is there.
 func (c *committer) run() error {
 	c.places.keep(c.state().state)
-	for {
-		start := time.Now()
+	for last := time.Now(); ; { // from here to here all time is looked at: a stop may fall anywhere
 		pause := c.pause()
 		c.inbox.await(pause)
-		c.addLost(time.Since(start) - pause)
 		c.inbox.gather(c.gathering)
-		b, closed := c.draw()
+		now := time.Now()
+		c.addLost(now.Sub(last) - pause)
+		b, closed := c.draw(now)
 		if err := c.commit(b); err != nil {
 			c.drain()
-			b, _ = c.draw()
+			b, _ = c.draw(time.Now())
 			c.reject(b, c.farewell)
 			c.places.dismiss(c.farewell)
 			return err
 		}
-		c.addLost(time.Since(b.now))
+		last = time.Now()
+		c.addLost(last.Sub(now))
 		select {
 		case <-c.stopping():
 			c.places.dismiss(c.farewell)
@@ -190,7 +191,7 @@ func (c *committer) pause() time.Duration {
 		return retryPause
 	}
 	if end := c.places.nextEnd(); !end.IsZero() {
-		pause = min(pause, end.Sub(now), longest) // at each second it is noticed whether the process was stopped
+		pause = min(pause, max(0, end.Sub(now)), longest) // at each second it is noticed whether the process was stopped
 	}
 	if expiry := c.state().nextExpiry(); !expiry.IsZero() {
 		pause = min(pause, wallPause, max(expiry.Sub(c.wall()), time.Millisecond))
@@ -200,9 +201,9 @@ func (c *committer) pause() time.Duration {
 
 // draw takes what is queued and those requests from their places whose wait or
 // connection has ended.
-func (c *committer) draw() (b *batch, closed bool) {
-	b = &batch{now: time.Now()}
-	for r, waiter := range c.places.over(b.now) {
+func (c *committer) draw(now time.Time) (b *batch, closed bool) {
+	b = &batch{now: now}
+	for r, waiter := range c.places.over(now) {
 		b.entries = append(b.entries, entry{r, answer{outcome: outcome{verdict: queued, waiter: waiter}}, true})
 	}
 	requests, unclaimed, closed := c.inbox.receive()

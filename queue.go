@@ -200,8 +200,8 @@ type entry struct {
 // place is what is in flight for a waiter.
 type place struct {
 	requests []*request
-	left     time.Time // when the last one ended, by the monotonic clock
-	given    bool      // since then, time in which it could not come back was added
+	left     time.Time     // when the last one ended, by the monotonic clock
+	given    time.Duration // added to it, for time in which nobody could come back
 }
 
 // places are the waiters' by revision. The writer owns them.
@@ -258,7 +258,7 @@ func (ps places) over(now time.Time) map[*request]uint64 {
 			if over == nil {
 				over = map[*request]uint64{}
 			}
-			over[r], p.left, p.given = waiter, now, false
+			over[r], p.left, p.given = waiter, now, 0
 			return true
 		})
 	}
@@ -281,17 +281,18 @@ func (ps places) wait(r *request, waiter uint64, now time.Time) bool {
 // renew has the time of a place, if there is one, start anew.
 func (ps places) renew(waiter uint64, now time.Time) {
 	if p := ps[waiter]; p != nil {
-		p.left, p.given = now, false
+		p.left, p.given = now, 0
 	}
 }
 
 // add gives the waiters without a request that time again, in which they could
-// not come back: the disk hung or the process was stopped. Each gets it once, or
-// a disk that is always slow would let the dead keep the head of a queue.
+// not come back: the disk hung or the process was stopped. Of several such times
+// in one absence the longest counts, not their sum, or a disk that is always slow
+// would let the dead keep the head of a queue.
 func (ps places) add(lost time.Duration) {
 	for _, p := range ps {
-		if len(p.requests) == 0 && !p.given {
-			p.left, p.given = p.left.Add(lost), true
+		if len(p.requests) == 0 && p.given < lost {
+			p.left, p.given = p.left.Add(lost-p.given), lost
 		}
 	}
 }
@@ -313,6 +314,6 @@ func (ps places) dismiss(err error) {
 		for _, r := range p.requests {
 			r.done <- answer{err: err}
 		}
-		p.requests, p.left, p.given = nil, time.Now(), false
+		p.requests, p.left, p.given = nil, time.Now(), 0
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -334,6 +336,64 @@ func TestStoppedWriterCostsNobodyTheirPlace(t *testing.T) {
 		}
 		time.Sleep(placeKept + time.Second)
 		r.wantState(r.now(), "") // but no more than once
+	})
+}
+
+// TestStopWhileOthersAreWaitedFor stops the writer between a commit and the next,
+// while it waits for those whom it answered.
+func TestStopWhileOthersAreWaitedFor(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.stop()
+		st, s, err := openState(r.path, realSteps(), time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var c *committer
+		stop := sync.OnceFunc(func() {
+			c.gathering = time.Now().Add(placeKept + 1500*time.Millisecond)
+			c.inbox.mu.Lock()
+			defer c.inbox.mu.Unlock()
+			c.inbox.expected = 1000
+		})
+		c, err = newCommitter(st, s, newMetrics(), slog.New(slog.NewTextHandler(onWrite(func(line string) {
+			if strings.Contains(line, "locked_by=d") {
+				stop()
+			}
+		}), nil)), time.Now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r = &rig{t: t, path: r.path, c: c, st: st, ended: make(chan error, 1)}
+		go func() { r.ended <- r.c.run() }()
+		defer r.stop()
+		r.want(<-r.take(t.Context(), "k a", 0), granted)
+		r.want(<-r.take(t.Context(), "other b 1", time.Second), queued)
+		go r.ask(t.Context(), of("last d 3"), time.Minute)
+		time.Sleep(placeKept + 4*time.Second)
+		r.wantState("k:a", "b,d")
+	})
+}
+
+// onWrite is called with what is written to it, by the writer when it logs.
+type onWrite func(text string)
+
+func (f onWrite) Write(text []byte) (int, error) { f(string(text)); return len(text), nil }
+
+// TestLongStopAfterAShortOne has both in one absence of a waiter: the long one counts,
+// as if it were the only one.
+func TestLongStopAfterAShortOne(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.take(t.Context(), "k a", 0), granted)
+		r.want(<-r.take(t.Context(), "other b 1", time.Second), queued)
+		for _, hang := range []time.Duration{longest + 200*time.Millisecond, placeKept + 1500*time.Millisecond} {
+			r.beforeSync(sync.OnceFunc(func() { time.Sleep(hang) }))
+			r.want(<-r.take(t.Context(), fmt.Sprintf("z n%d", hang), time.Millisecond), refused)
+		}
+		r.wantState("k:a", "b")
+		time.Sleep(placeKept - 2*time.Second)
+		r.wantState("k:a", "b")
+		time.Sleep(3 * time.Second)
+		r.wantState("k:a", "") // the short one is not added
 	})
 }
 
