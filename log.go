@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -47,7 +48,7 @@ func logEvents(log *slog.Logger, events []event) {
 
 const (
 	mostLines                       = 60          // a minute, of those that clients without credentials cause
-	mostMethod, mostPath, mostError = 20, 60, 200 // bytes of each in such a line, which then has fewer than 300
+	mostMethod, mostPath, mostError = 20, 60, 200 // bytes of each, as quoted, in such a line, which then has fewer than 300
 )
 
 // outsiders logs what clients without credentials cause, which must not fill the
@@ -66,14 +67,14 @@ func (o *outsiders) refused(sent bool, address, method, path string) {
 	if sent {
 		level = slog.LevelWarn
 	}
-	o.say(level, "credentials refused", "address", address, "method", short(method, mostMethod), "path", short(path, mostPath))
+	o.say(level, "credentials refused", "address", address, "method", shortQuoted(method, mostMethod), "path", shortQuoted(path, mostPath))
 }
 
 // Write logs a line of net/http. Everybody can cause a failed handshake.
 func (o *outsiders) Write(line []byte) (int, error) {
 	text := strings.TrimSpace(string(line))
 	if strings.Contains(text, "TLS handshake error") {
-		o.say(slog.LevelWarn, short(text, mostError))
+		o.say(slog.LevelWarn, shortQuoted(text, mostError))
 	} else {
 		o.log.Warn(text)
 	}
@@ -99,6 +100,16 @@ func (o *outsiders) next() {
 		o.log.Warn("more refused credentials or failed handshakes in this minute", "more", more)
 	}
 	o.lines = 0
+}
+
+// shortQuoted is short for text that is quoted in the log, where a byte may become
+// four: as quoted, it has that many bytes at most.
+func shortQuoted(text string, most int) string {
+	kept := most
+	for len(strconv.Quote(short(text, kept))) > most+len(`"…"`) {
+		kept = kept * 3 / 4
+	}
+	return short(text, kept)
 }
 
 // short returns text, or its first bytes, at most that many, with a mark.

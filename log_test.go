@@ -145,15 +145,18 @@ func TestOutsidersDoNotFillTheLog(t *testing.T) {
 		written := lockertest.NewLog()
 		o := &outsiders{log: slog.New(slog.NewTextHandler(written, nil))}
 		handshakes := stdlog.New(o, "", 0)
-		for range 500 {
-			o.refused(true, "[2001:db8:1111:2222:3333:4444:5555:6666%a-long-zone]:65535", strings.Repeat("M", 5_000), strings.Repeat(`/"\`, 5_000))
-			handshakes.Printf("http: TLS handshake error from [::1]:1: %s", strings.Repeat("x", 5_000))
+		kinds := []string{"x", `/"\`, "\xff", "\u200b", "\x00"} // the log quotes them, and makes them longer
+		for i := range 500 {
+			long := strings.Repeat(kinds[i%len(kinds)], 5_000)
+			o.refused(true, "[2001:db8:1111:2222:3333:4444:5555:6666%a-long-zone]:65535", strings.Repeat("M", 5_000), long)
+			o.refused(true, "[::1]:65535", "GET", "/lock/"+strings.Repeat("\xff", mostPath-len("/lock/"))) // not too long before
+			handshakes.Printf("http: TLS handshake error from [::1]:1: %s", long)
 		}
 		time.Sleep(time.Minute + time.Second)
 		handshakes.Print("http: TLS handshake error: the next minute")
 		handshakes.Print("http: panic serving: " + strings.Repeat("a stack is kept whole ", 100))
 		lines := strings.Split(strings.TrimSpace(written.String()), "\n")
-		if len(lines) != mostLines+3 || !strings.Contains(lines[mostLines], "more=940") || !strings.Contains(lines[mostLines+1], "the next minute") {
+		if len(lines) != mostLines+3 || !strings.Contains(lines[mostLines], "more=1440") || !strings.Contains(lines[mostLines+1], "the next minute") {
 			t.Fatalf("%d lines, then %q", len(lines), lines[min(len(lines), mostLines):])
 		}
 		for _, line := range lines[:mostLines+2] {
