@@ -19,7 +19,7 @@ const outBudget = 10 * time.Minute // how long out goes on trying, until its cla
 type outParams struct {
 	key, lockOp, lockedBy, lockBy string
 	ttl                           lease
-	wait                          *Duration
+	wait                          *span
 	slots                         *int
 	reason                        string
 	own                           *flag

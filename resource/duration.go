@@ -2,7 +2,6 @@ package resource
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -29,14 +28,16 @@ func (d *Duration) UnmarshalText(text []byte) error {
 }
 
 // unitHint says what to do about a number without a unit, or with one that there
-// is not.
+// is not. It does not repeat the number.
 func unitHint(text string) string {
-	digits := strings.TrimRight(text, "dw")
-	switch _, err := strconv.Atoi(digits); {
-	case err != nil:
+	const number = "0123456789."
+	switch {
+	case text == "":
 		return ""
-	case digits == text:
-		return fmt.Sprintf(`: it has no unit, for seconds write "%ss"`, text)
+	case strings.Trim(text, number) == "":
+		return `: it has no unit, such as the s of "60s"`
+	case strings.Trim(text, number+"wdhms") == "" && strings.ContainsAny(text, "wd"):
+		return ": the largest unit is h"
 	}
-	return ": the largest unit is h"
+	return ""
 }

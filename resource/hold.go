@@ -69,7 +69,7 @@ func (w Wish) take(p *program) (func(ctx context.Context) (*Hold, error), error)
 	}
 	budget := outBudget
 	if w.Wait != nil {
-		params.wait = new(Duration(*w.Wait))
+		params.wait = new(span(*w.Wait))
 		budget = max(min(budget, *w.Wait), time.Nanosecond)
 	}
 	err := errors.Join(from.check(), CheckNewLockName("the lock's name", w.Lock), params.check(p.getenv), CheckLink(w.Link))

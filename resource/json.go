@@ -117,10 +117,9 @@ func wanted(t reflect.Type) string {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	if t == reflect.TypeFor[Duration]() {
-		return `write a duration in quotes, such as "60s"`
-	}
 	switch t.Kind() {
+	case reflect.Int64: // durations alone
+		return `write a duration in quotes, such as "60s"`
 	case reflect.Bool:
 		return "write true or false"
 	case reflect.Int:

@@ -194,7 +194,7 @@ func (c *claim) wanted() Take {
 // limit is how long a claim may wait. It counts from the first answer: an outage
 // before that has its own time.
 type limit struct {
-	wait  *Duration     // nil: for ever
+	wait  *span         // nil: for ever
 	most  time.Duration // that one request waits
 	since time.Time     // zero: there was no answer yet
 }

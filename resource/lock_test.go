@@ -389,7 +389,7 @@ func TestSlotsNameTheBuild(t *testing.T) {
 			t.Errorf("%v: %q, %v, want %q", test.env, p.lockedBy, err, test.want)
 		}
 	}
-	p := outParams{key: "k", lockOp: "unlock", ttl: 1, wait: new(Duration), slots: new(int), reason: "r"}
+	p := outParams{key: "k", lockOp: "unlock", ttl: 1, wait: new(span), slots: new(int), reason: "r"}
 	if err := p.check(func(string) string { return "" }); err == nil || err.Error() != `ttl goes with lock_op: lock, not with unlock: leave it out
 wait goes with lock_op: lock, not with unlock: leave it out
 slots goes with lock_op: lock, not with unlock: leave it out

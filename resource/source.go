@@ -2,7 +2,6 @@ package resource
 
 import (
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -118,18 +117,27 @@ func (f *flag) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// lease is a duration of at least 1s whose errors do not repeat it.
+// span is a duration whose errors do not repeat it.
+type span time.Duration
+
+func (s *span) UnmarshalText(text []byte) (err error) {
+	*s, err = readSpan(text, 0)
+	return err
+}
+
+// lease is a span of at least 1s.
 type lease time.Duration
 
-func (l *lease) UnmarshalJSON(data []byte) error {
-	var s string
-	if json.Unmarshal(data, &s) != nil {
-		return errors.New(`must be a duration in quotes, such as "90s" or "2h30m"`)
+func (l *lease) UnmarshalText(text []byte) error {
+	s, err := readSpan(text, minTTL)
+	*l = lease(s)
+	return err
+}
+
+func readSpan(text []byte, least time.Duration) (span, error) {
+	var d Duration
+	if err := d.UnmarshalText(text); err != nil || time.Duration(d) < least {
+		return 0, fmt.Errorf(`must be a duration of at least %s, such as "90s" or "2h30m"%s`, least, unitHint(string(text)))
 	}
-	d, err := time.ParseDuration(s)
-	if err != nil || d < minTTL {
-		return errors.New(`must be a duration of at least 1s, such as "90s" or "2h30m"`)
-	}
-	*l = lease(d)
-	return nil
+	return span(d), nil
 }

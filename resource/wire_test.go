@@ -117,7 +117,7 @@ func TestDuration(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for text, want := range map[string]string{"": "is not a duration", "30": `it has no unit, for seconds write "30s"`, "1d": "the largest unit is h", "2w": "the largest unit is h", "-1s": "is negative"} {
+	for text, want := range map[string]string{"": "is not a duration", "30": `it has no unit, such as the s of "60s"`, "1.5d": "the largest unit is h", "1d12h": "the largest unit is h", "1d": "the largest unit is h", "2w": "the largest unit is h", "-1s": "is negative"} {
 		var d Duration
 		if err := d.UnmarshalText([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", text, err)
