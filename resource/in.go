@@ -37,7 +37,7 @@ func (p *program) in(ctx context.Context) error {
 	}
 	name := r.source.lockName
 	p.say.info("%s", HeldBy(name, l, time.Now()))
-	return p.answer(result{r.version, rows("lock", name, "key", l.Key, "locked_by", strings.Join(names(l), ", "),
+	return p.answer(result{r.version, rows("lock", name, "key", clean(l.Key), "locked_by", strings.Join(names(l), ", "),
 		"since", oldest(l), "build", links(l), "waiting", strconv.Itoa(max(l.Waiting, len(l.Waiters))))})
 }
 
@@ -118,8 +118,8 @@ func oldest(l Lock) string {
 func links(l Lock) string {
 	var links []string
 	for _, h := range l.Holders {
-		if h.Link != "" && !slices.Contains(links, h.Link) {
-			links = append(links, h.Link)
+		if link := clean(h.Link); link != "" && !slices.Contains(links, link) {
+			links = append(links, link)
 		}
 	}
 	return strings.Join(links, " ")

@@ -14,9 +14,11 @@ import (
 )
 
 func TestInWritesTheLock(t *testing.T) {
+	const hostile = `{"key":"k\u202e","locked_by":{"a\n":1},"holders":[{"locked_by":"a\n","since":"2026-11-23T10:00:00Z","token":4,"link":"https://ci.example/\u200b\u001b[31m"}],"waiters":[],"revision":4}`
 	const held = `{"key":"k","locked_by":{"a":1,"b":1},"holders":[{"locked_by":"a","since":"2026-11-23T10:00:00Z","token":3,"link":"https://ci.example/builds/1"},{"locked_by":"b","since":"2026-11-23T10:05:00Z","token":4}],"waiters":[{"key":"x","locked_by":"c","since":"2026-11-23T10:06:00Z"}],"revision":4}`
 	for _, test := range []struct{ lock, owners, metadata string }{
 		{freeLock, "", `[{"name":"lock","value":"myLock"},{"name":"waiting","value":"0"}]`},
+		{hostile, "a?\n", `[{"name":"lock","value":"myLock"},{"name":"key","value":"k?"},{"name":"locked_by","value":"a?"},{"name":"since","value":"2026-11-23T10:00:00Z"},{"name":"build","value":"https://ci.example/??[31m"},{"name":"waiting","value":"0"}]`},
 		{held, "a\nb\n", `[{"name":"lock","value":"myLock"},{"name":"key","value":"k"},{"name":"locked_by","value":"a, b"},{"name":"since","value":"2026-11-23T10:00:00Z"},{"name":"build","value":"https://ci.example/builds/1"},{"name":"waiting","value":"1"}]`},
 	} {
 		dir := filepath.Join(t.TempDir(), "not", "there")
