@@ -127,7 +127,7 @@ const NothingDone = "nothing to do: "
 func DecodeTake(data []byte) (Take, error) {
 	b := &takeBody{}
 	if err := Decode(data, b.members()); err != nil {
-		return Take{}, withExample(data, err)
+		return Take{}, withExample(data, err, keyExample)
 	}
 	err := b.check()
 	return b.Take, err
@@ -162,14 +162,16 @@ func (b *takeBody) check() error {
 	return errors.Join(append(problems, CheckLink(b.Link), CheckReason(b.Reason))...)
 }
 
-// withExample adds a body that would do to what is wrong with one that is no
-// JSON at all.
-func withExample(data []byte, err error) error {
-	if json.Valid(data) {
+// withExample adds a body that would do to what is wrong with one that is not a
+// JSON object at all.
+func withExample(data []byte, err error, example string) error {
+	if json.Valid(data) && bytes.HasPrefix(bytes.TrimSpace(data), []byte("{")) {
 		return err
 	}
-	return fmt.Errorf(`%w: send a body such as {"key": "deploy"}`, err)
+	return fmt.Errorf("%w: send a body such as %s", err, example)
 }
+
+const keyExample = `{"key": "deploy"}`
 
 // DecodeRelease reads a Release strictly, see Decode. The error has every
 // problem.
@@ -179,7 +181,7 @@ func DecodeRelease(data []byte) (Release, error) {
 	members := a.members()
 	members["own"] = &r.Own
 	if err := Decode(data, members); err != nil {
-		return Release{}, withExample(data, err)
+		return Release{}, withExample(data, err, keyExample)
 	}
 	err := a.settle(&r.Key, &r.LockedBy, &r.ID, &r.Ticket)
 	if r.Own && a.id == nil {
@@ -200,6 +202,8 @@ func DecodeForce(data []byte) (Force, error) {
 	err := Decode(data, members)
 	if err == nil {
 		f.LockedBy, err = a.name()
+	} else {
+		err = withExample(data, err, `{"reason": "it hangs"}, or none`)
 	}
 	if len(f.Reason) > MaxName {
 		err = errors.Join(err, fmt.Errorf("reason has %d bytes: at most %d are allowed", len(f.Reason), MaxName))

@@ -91,7 +91,9 @@ unknown member "own": known are id, key, link, lock_by, locked_by, reason, reque
 own goes with an id: that says what this build took`},
 		{release, `{"key":"k","wait":"1s"}`, `unknown member "wait": known are id, key, lock_by, locked_by, own, requestor, ticket`},
 		{force, `{"key":"k"}`, `unknown member "key": known are by, lock_by, locked_by, reason, requestor`},
-		{force, `x`, `malformed JSON at byte 1: invalid character 'x' looking for beginning of value`},
+		{force, `x`, `malformed JSON at byte 1: invalid character 'x' looking for beginning of value: send a body such as {"reason": "it hangs"}, or none`},
+		{take, `"deploy"`, `this is not a JSON object: send a body such as {"key": "deploy"}`},
+		{release, `null`, `this is not a JSON object: send a body such as {"key": "deploy"}`},
 	} {
 		if err := row.decode(row.data); err == nil || err.Error() != row.problems {
 			t.Errorf("%s: got\n%v\nwant\n%s", row.data, err, row.problems)
