@@ -185,9 +185,6 @@ func (c *client) lockIn(data []byte) (Lock, error) {
 // to give. Its error is a *failure.
 func (c *client) ticket(ctx context.Context) (Lock, string, error) {
 	data, header, err := c.do(ctx, http.MethodGet, "?ticket=true", nil, 0)
-	if f, ok := errors.AsType[*failure](err); ok && f.status == http.StatusNotFound && !f.worded {
-		err = &failure{message: c.address + ": there is no locker at this path of " + c.names.uri + ", or it is the locker of 2017: upgrade it first", final: true, unheard: true}
-	}
 	if f, ok := errors.AsType[*failure](err); ok && f.status == http.StatusBadRequest && f.worded {
 		l, _, err := c.show(ctx) // a locker from before tickets does not know the query
 		return l, "", err
@@ -326,7 +323,7 @@ func (n sourceNames) mend(resp *http.Response) string {
 	case status == http.StatusProxyAuthRequired:
 		return "the proxy wants credentials: put them into http_proxy or https_proxy, or set no_proxy"
 	case status == http.StatusNotFound:
-		return "check the path in " + n.uri + ": there is no locker"
+		return "there is no locker at this path of " + n.uri + ", or it is the locker of 2017: upgrade it first"
 	case status >= 300 && status < 400:
 		to := "elsewhere"
 		if u, err := resp.Location(); err == nil {

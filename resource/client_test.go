@@ -28,7 +28,7 @@ func TestFinalErrors(t *testing.T) {
 		{403, `{}`, "403 Forbidden: check that no proxy stands between"},
 		{407, ``, "407 Proxy Authentication Required: the proxy wants credentials: put them into http_proxy"},
 		{501, ``, "501 Not Implemented"},
-		{404, `404 page not found`, "404 Not Found: check the path in locker_uri"},
+		{404, `404 page not found`, "404 Not Found: there is no locker at this path of locker_uri, or it is the locker of 2017: upgrade it first"},
 		{301, ``, "301 Moved Permanently: it redirects to https://other.example: set locker_uri"},
 		{200, `<html>`, "the answer is not a locker's"},
 		{200, `{}`, "the answer is not a locker's"},

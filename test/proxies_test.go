@@ -262,7 +262,7 @@ func TestClientsProxyIsNamed(t *testing.T) {
 		{"https://locker.example", 403, "https://locker.example: the proxy PROXY answers 403 Forbidden: have it allow this host and port, or set no_proxy"},
 		{"https://locker.example", 407, "https://locker.example: the proxy PROXY answers 407 Proxy Authentication Required: the proxy wants credentials: put them into http_proxy or https_proxy"},
 		{"http://locker.example", 407, "http://locker.example (through the proxy PROXY): 407 Proxy Authentication Required: the proxy wants credentials"},
-		{"http://locker.example", 404, "http://locker.example (through the proxy PROXY): 404 Not Found: check the path in locker_uri"},
+		{"http://locker.example", 404, "http://locker.example (through the proxy PROXY): 404 Not Found: there is no locker at this path of locker_uri, or it is the locker of 2017: upgrade it first"},
 	} {
 		t.Run(fmt.Sprint(row.uri, row.status), func(t *testing.T) {
 			address := serveQuietly(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(row.status) }))
