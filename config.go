@@ -25,8 +25,10 @@ const longestSuffix = len(".v1.tmp-4294967295") // of the files beside the state
 // config is what section "Configure" of docs/operate.md describes, checked.
 type config struct {
 	state       string
+	stateBy     string      // what set it
 	etcd        *etcdConfig // nil: the state is in a file
 	listen      string
+	listenBy    string
 	localOnly   bool         // nobody asked for it, but there are no credentials
 	credentials *credentials // nil: everyone may
 	certificate *certificate // nil: plain HTTP
@@ -53,7 +55,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer, lo
 		fmt.Fprintf(stdout, "locker %s, commit %s, %s\n", buildVersion(), buildCommit(), runtime.Version())
 		return &config{done: true}, nil
 	}
-	cfg := &config{state: given["state"].value}
+	cfg := &config{state: given["state"].value, stateBy: given["state"].name}
 	etcd, err := parseEtcd(given, getenv)
 	problems := []error{err}
 	if cfg.etcd = etcd; etcd == nil {
@@ -112,9 +114,10 @@ func (cfg *config) choose(address, port option) error {
 	if n, err := strconv.ParseUint(port.value, 10, 16); err != nil || n == 0 {
 		problems = append(problems, fmt.Errorf("%s is %q: it must be a number from 1 to 65535", port.name, port.value))
 	}
+	cfg.listenBy = port.name
 	switch {
 	case address.value != "":
-		cfg.listen = address.value
+		cfg.listen, cfg.listenBy = address.value, address.name
 		_, port, err := net.SplitHostPort(address.value)
 		if _, numErr := strconv.ParseUint(port, 10, 16); err != nil || numErr != nil {
 			problems = append(problems, fmt.Errorf("%s is %q: it must be host:port, such as 127.0.0.1:8910, [::1]:8910 or :8910", address.name, address.value))

@@ -93,6 +93,7 @@ func TestConfigAccepted(t *testing.T) {
 				t.Errorf("credentials %v, certificate %v", got.credentials != nil, got.certificate != nil)
 			}
 			plain := *got
+			plain.stateBy, plain.listenBy = "", "" // see TestTroubleNamesTheSetting
 			plain.credentials, plain.certificate = test.want.credentials, test.want.certificate
 			if plain != test.want {
 				t.Errorf("got %+v, want %+v", plain, test.want)

@@ -30,16 +30,17 @@ const (
 	stretch    = 64 << 10               // bytes written at once, so that it is seen whether they are taken
 )
 
-func listen(ctx context.Context, address string) (net.Listener, error) {
+// listen listens on an address. Its errors name the setting that it is from.
+func listen(ctx context.Context, address, by string) (net.Listener, error) {
 	lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: probeTime, Interval: probeTime, Count: probes}}
 	l, err := lc.Listen(ctx, "tcp", address)
 	if err != nil {
-		mend := "set LISTEN or PORT (-listen, -port) to an address of this machine"
+		mend := "choose an address of this machine with " + by
 		switch {
 		case errors.Is(err, syscall.EADDRINUSE):
-			mend = "another process has this port, maybe a locker: stop it, or set LISTEN or PORT (-listen, -port) to one that is free"
+			mend = "another process has this port, maybe a locker: stop it, or choose a free port with " + by
 		case errors.Is(err, syscall.EACCES):
-			mend = "only root may have this port: set LISTEN or PORT (-listen, -port) to one above 1023"
+			mend = "only root may have this port: choose one above 1023 with " + by
 		}
 		return nil, fmt.Errorf("%w: %s", err, mend)
 	}

@@ -318,7 +318,7 @@ func inUse() int {
 
 // Hosts that vanish are noticed by keep-alive probes: 5 s, 3 of them.
 func TestKeepAliveProbes(t *testing.T) {
-	l, err := listen(t.Context(), "127.0.0.1:0")
+	l, err := listen(t.Context(), "127.0.0.1:0", "-listen")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -362,7 +362,7 @@ func served(t testing.TB) (url string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	listener, err := listen(t.Context(), "127.0.0.1:0")
+	listener, err := listen(t.Context(), "127.0.0.1:0", "-listen")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -101,12 +101,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if cfg.etcd != nil {
 		return runSeveral(ctx, cfg, log)
 	}
-	st, err := openStore(cfg.state, realSteps())
+	st, err := openStore(cfg.state, cfg.stateBy, realSteps())
 	if err != nil {
 		return err
 	}
 	defer st.close()
-	listener, err := listen(ctx, cfg.listen) // before anything is imported: the original locker may still run
+	listener, err := listen(ctx, cfg.listen, cfg.listenBy) // before anything is imported: the original locker may still run
 	if ctx.Err() != nil && err != nil {
 		return nil // stopped before it was started
 	}
@@ -145,7 +145,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 // runSeveral is run where the state is in etcd: etcd that is out of reach is
 // waited for.
 func runSeveral(ctx context.Context, cfg *config, log *slog.Logger) error {
-	listener, err := listen(ctx, cfg.listen)
+	listener, err := listen(ctx, cfg.listen, cfg.listenBy)
 	if err != nil {
 		return err
 	}

@@ -207,7 +207,7 @@ func TestPortInUse(t *testing.T) {
 	defer l.Close()
 	writeFile(t, state, originalFile)
 	err = runAgainst(t, l.Addr().String(), state)
-	for _, want := range []string{l.Addr().String(), "address already in use", "another process has this port, maybe a locker: stop it, or set LISTEN or PORT (-listen, -port) to one that is free"} {
+	for _, want := range []string{l.Addr().String(), "address already in use", "another process has this port, maybe a locker: stop it, or choose a free port with LISTEN"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %q", err, want)
 		}
@@ -223,7 +223,7 @@ func TestSecondServerOfAStateRefuses(t *testing.T) {
 	s := startServer(t, map[string]string{"LOCKER_CONFIG": state})
 	s.do(t, put, "/lock/a", jane)
 	err := runAgainst(t, "127.0.0.1:0", state)
-	for _, want := range []string{fmt.Sprintf("another locker, process %d, has the state file, it holds %s.lock", os.Getpid(), state), "stop it, or set LOCKER_CONFIG (-state) to another file"} {
+	for _, want := range []string{fmt.Sprintf("another locker, process %d, has the state file, it holds %s.lock", os.Getpid(), state), "stop it, or name another file with LOCKER_CONFIG"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %q", err, want)
 		}
@@ -235,6 +235,31 @@ func TestSecondServerOfAStateRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	startServer(t, map[string]string{"LOCKER_CONFIG": state})
+}
+
+// What only the start finds wrong is said by the flag or the variable that was used.
+func TestTroubleNamesTheSetting(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "locker.json")
+	s := startServer(t, map[string]string{"LOCKER_CONFIG": state})
+	_, port, _ := net.SplitHostPort(s.address)
+	other := filepath.Join(t.TempDir(), "locker.json")
+	for _, test := range []struct {
+		args []string
+		env  map[string]string
+		want string
+	}{
+		{[]string{"-listen", s.address}, map[string]string{"LISTEN": "127.0.0.1:0", "LOCKER_CONFIG": other}, "stop it, or choose a free port with -listen"},
+		{[]string{"-port", port}, map[string]string{"LOCKER_CONFIG": other}, "stop it, or choose a free port with -port"},
+		{nil, map[string]string{"PORT": port, "LOCKER_CONFIG": other}, "stop it, or choose a free port with PORT"},
+		{[]string{"-port", "1"}, map[string]string{"LISTEN": "192.0.2.1:1", "LOCKER_CONFIG": other}, "choose an address of this machine with LISTEN"},
+		{[]string{"-state", state}, map[string]string{"LOCKER_CONFIG": other, "LISTEN": "127.0.0.1:0"}, "stop it, or name another file with -state"},
+		{[]string{"import", state}, map[string]string{"LOCKER_ETCD": "http://127.0.0.1:1"}, "stop it, or name another file with the argument of import"},
+	} {
+		err := run(t.Context(), test.args, func(name string) string { return test.env[name] }, io.Discard, io.Discard)
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%v %v: %v does not say %q", test.args, test.env, err, test.want)
+		}
+	}
 }
 
 // TERM may come before the server listens.

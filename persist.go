@@ -56,8 +56,8 @@ func realSteps() steps {
 var errUnknown = errors.New("it is not known whether this was saved, the next start reads what is there")
 
 // openStore makes the state file at path this process's alone. Nothing else is
-// touched before load.
-func openStore(path string, steps steps) (*fileStore, error) {
+// touched before load. Its errors say by what the file was named.
+func openStore(path, by string, steps steps) (*fileStore, error) {
 	path, err := filepath.Abs(path) // so that errors and the log name it in full
 	if err != nil {
 		return nil, fmt.Errorf("find state file: %w", err)
@@ -65,7 +65,7 @@ func openStore(path string, steps steps) (*fileStore, error) {
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target // a rename would replace the link, not the file
 	}
-	guard, err := flock(path, steps.lock)
+	guard, err := flock(path, by, steps.lock)
 	if err != nil {
 		return nil, err
 	}
@@ -77,18 +77,18 @@ func (st *fileStore) close() error { return st.guard.Close() }
 
 // flock takes FILE.lock for this process (flock(2)). The file stays: whoever
 // removed it could let two processes lock two files of that name.
-func flock(path string, lock func(f *os.File) error) (*os.File, error) {
+func flock(path, by string, lock func(f *os.File) error) (*os.File, error) {
 	f, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("keep other lockers off the state file: %w: set LOCKER_CONFIG (-state) to a file that this user may write", err)
+		return nil, fmt.Errorf("keep other lockers off the state file: %w: name a file that this user may write with %s", err, by)
 	}
 	if err := lock(f); errors.Is(err, syscall.EWOULDBLOCK) {
 		pid, _ := io.ReadAll(io.LimitReader(f, 20))
 		f.Close()
-		return nil, fmt.Errorf("another locker%s has the state file, it holds %s: stop it, or set LOCKER_CONFIG (-state) to another file: %w", process(pid), path+".lock", err)
+		return nil, fmt.Errorf("another locker%s has the state file, it holds %s: stop it, or name another file with %s: %w", process(pid), path+".lock", by, err)
 	} else if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("the file system of %s cannot lock files: %w: set LOCKER_CONFIG (-state) to a file on a local disk", path+".lock", err)
+		return nil, fmt.Errorf("the file system of %s cannot lock files: %w: name a file on a local disk with %s", path+".lock", err, by)
 	}
 	if err := f.Truncate(0); err == nil {
 		fmt.Fprintln(f, os.Getpid()) // for people; the next locker names it

@@ -25,7 +25,7 @@ const originalFile = `{
 
 // openState opens and loads a state file.
 func openState(path string, steps steps, now time.Time) (*fileStore, *state, error) {
-	st, err := openStore(path, steps)
+	st, err := openStore(path, "-state", steps)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -399,7 +399,7 @@ func TestFileSystemWithoutLocks(t *testing.T) {
 		steps := realSteps()
 		steps.lock = func(*os.File) error { return errno }
 		path := filepath.Join(t.TempDir(), "locker.json")
-		_, err := openStore(path, steps)
+		_, err := openStore(path, "-state", steps)
 		if want := "the file system of " + path + ".lock cannot lock files: "; err == nil || !strings.HasPrefix(err.Error(), want) || !errors.Is(err, errno) {
 			t.Errorf("error %v, want %s", err, want)
 		}

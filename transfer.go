@@ -94,7 +94,7 @@ func openForImport(name string) (*fileStore, *state, error) {
 	if _, err := os.Stat(name); err != nil {
 		return nil, nil, fmt.Errorf("import: %w", err)
 	}
-	st, err := openStore(name, realSteps())
+	st, err := openStore(name, "the argument of import", realSteps())
 	if err != nil {
 		return nil, nil, err
 	}
