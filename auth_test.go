@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -362,6 +363,30 @@ func TestCertificateThatExpires(t *testing.T) {
 	if want := fmt.Sprintf("locker_certificate_expiry_timestamp_seconds %v\n", float64(c.end().Unix())); !strings.Contains(text, want) {
 		t.Errorf("no %s in the metrics", want)
 	}
+}
+
+// That is said at the start, once a day, and when another one is read.
+func TestWhenItIsSaidThatACertificateExpires(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := watchCertificate(t) // of a day
+		for i, step := range []struct {
+			after time.Duration
+			do    func()
+			want  string
+		}{
+			{0, func() {}, "expires soon"},
+			{25 * time.Hour, func() {}, "has expired"},
+			{5 * time.Second, func() { lockertest.NewCertificate(t, w.dir, "next") }, "expires soon"},
+		} {
+			step.do()
+			time.Sleep(step.after)
+			synctest.Wait()
+			said := regexp.MustCompile(`msg="the certificate (expires soon|has expired)`).FindAllStringSubmatch(w.log.String(), -1)
+			if len(said) != i+1 || said[i][1] != step.want {
+				t.Fatalf("said %q, want %d, the last one %q", said, i+1, step.want)
+			}
+		}
+	})
 }
 
 func TestEncryptedKeyIsNamed(t *testing.T) {
