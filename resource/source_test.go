@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"net"
 	"net/http/httptest"
 	"strings"
@@ -86,7 +87,11 @@ func TestConnectionSentences(t *testing.T) {
 			t.Errorf("%v: got %v, want %s", row.err, f, row.want)
 		}
 	}
-	c := &client{names: resourceNames, address: "https://h"}
+	c := &client{names: resourceNames, address: "https://h", through: " (through the proxy p:3128)"}
+	f := c.unanswered(&net.OpError{Op: "proxyconnect", Net: "tcp", Err: errors.New("refused")}, 0).(*failure)
+	if want := "https://h (through the proxy p:3128): proxyconnect tcp: refused"; f.message != want || !f.unheard || f.final {
+		t.Errorf("got %+v, want %s", f, want)
+	}
 	if f := c.unanswered(&net.DNSError{Err: "no such host", Name: "h", IsNotFound: true}, 0).(*failure); !f.noHost || f.final {
 		t.Errorf("got %+v", f)
 	}
