@@ -236,6 +236,9 @@ func TestPageBehindProxies(t *testing.T) {
 		w.click(".row .release")
 		w.keys("it hangs" + keyTab + "ann" + keyEnter)
 		w.has(says)
+		if len(changes) == 0 { // the log says who it was, not the proxy's address
+			f.Log.Await(t, `msg=force lock=a/b .* by=`+user+` person=ann reason="it hangs"`)
+		}
 	}
 	for proxy := range proxies {
 		t.Run(proxy, func(t *testing.T) {
