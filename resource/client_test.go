@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"log"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // What trying again cannot mend ends a program at once, and says the mend.
@@ -100,6 +102,30 @@ func TestEndlessAnswer(t *testing.T) {
 			t.Errorf("%d bytes were sent", written)
 		}
 	})
+}
+
+// An answer of values that are small as text and large in memory is not read; one
+// of as many holders as there can be is, whatever their names.
+func TestAnswersOfManyValues(t *testing.T) {
+	var all []Holder
+	for i := range 20_000 {
+		all = append(all, Holder{LockedBy: fmt.Sprintf(`,,"\,,%d`, i), Since: time.Now(), Token: uint64(i + 1), Slot: i + 1, Slots: 1, Reason: ",,,,", Link: "https://ci.example/"})
+	}
+	most, err := json.Marshal(Lock{Key: "k", Holders: all, Waiters: []Waiter{}, Revision: 20_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct{ answer, says string }{
+		"holders":                 {`{"holders":[` + strings.Repeat("{},", maxAnswer/3-100) + `{}],"revision":4}`, "the answer is not a locker's"},
+		"as many as there can be": {string(most), ""},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := serve(t, func(w http.ResponseWriter, _ *http.Request) { answerWith(w, http.StatusOK, test.answer) })
+			if r := s.run(t.Context(), (*program).check, theSource+"}"); test.says == "" && r.err != nil || test.says != "" && (r.err == nil || !strings.Contains(r.err.Error(), test.says)) {
+				t.Errorf("%s: error %v", name, r.err)
+			}
+		})
+	}
 }
 
 func TestCertificates(t *testing.T) {
