@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -26,6 +27,12 @@ var errUnhealthy = errors.New("the locker is not healthy")
 // this machine, and it sends no credentials. An error says that the locker is not
 // healthy, or did not answer.
 func checkHealth(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
+	flags := flag.NewFlagSet("health", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	if errors.Is(flags.Parse(args), flag.ErrHelp) {
+		_, err := fmt.Fprint(stdout, help)
+		return err
+	}
 	if len(args) > 0 {
 		return &configError{fmt.Errorf("argument %q: locker health has no arguments: it goes by the variables that the locker goes by, see locker -help", args[0])}
 	}

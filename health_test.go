@@ -2,6 +2,9 @@ package main
 
 import (
 	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -17,6 +20,7 @@ func TestHealthURL(t *testing.T) {
 		{"[::]:80", "", "", "http://127.0.0.1:80/health"},
 		{"[::1]:80", "", "", "http://[::1]:80/health"},
 		{"10.0.0.1:80", "", "", "http://10.0.0.1:80/health"},
+		{"ci.example:80", "", "", "http://ci.example:80/health"},
 		{"x", "", "", ""},
 		{"", "0", "", ""},
 	} {
@@ -46,10 +50,30 @@ func TestCheckHealth(t *testing.T) {
 			if err := checkHealth(t.Context(), []string{"-listen"}, getenv, &out); err == nil || !strings.Contains(err.Error(), `argument "-listen": locker health has no arguments`) {
 				t.Errorf("error %v", err)
 			}
+			var usage strings.Builder
+			if err := checkHealth(t.Context(), []string{"-help"}, getenv, &usage); err != nil || usage.String() != help {
+				t.Errorf("the help is %s, %v", usage.String(), err)
+			}
 			s.stop()
 			if err := checkHealth(t.Context(), nil, getenv, &out); !errors.Is(err, errUnhealthy) {
 				t.Errorf("error %v when nobody answers", err)
 			}
 		})
+	}
+}
+
+// A locker that says that it is not well is believed, and is not told any password.
+func TestCheckHealthOfTheSick(t *testing.T) {
+	sick := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		io.WriteString(w, "sick"+r.Header.Get("Authorization"))
+	}))
+	defer sick.Close()
+	settings := withAuth()
+	settings["LISTEN"] = sick.Listener.Addr().String()
+	var out strings.Builder
+	err := checkHealth(t.Context(), nil, func(name string) string { return settings[name] }, &out)
+	if !errors.Is(err, errUnhealthy) || out.String() != "sick" {
+		t.Errorf("%v, printed %s", err, out.String())
 	}
 }
