@@ -43,7 +43,7 @@ const (
 	statusSignal      = 128 // and the signal's number
 )
 
-const runHelp = `Takes a lock, runs a command, releases the lock, exits with the command's status.
+const runHelp = `Takes a lock, runs a command, releases the lock, exits with its status.
 
   locker run [flags] LOCK -- COMMAND [ARGUMENT...]
   locker run staging -- ./deploy.sh
@@ -63,10 +63,10 @@ const runHelp = `Takes a lock, runs a command, releases the lock, exits with the
   -keep-going     only warn then
   -quiet          say nothing but errors; nothing for status 75
 
-The command has LOCKER_LOCK, LOCKER_TOKEN and LOCKER_SLOT. Exit status: its own,
+The command has LOCKER_LOCK, LOCKER_TOKEN and LOCKER_SLOT. Exit status: its own;
 128 + the signal that ended it, or this program while it waited; 75 the lock was
 not free in time; 70 it was lost and the command stopped; 69 the locker did not
-answer or refused; 2 wrong flags; 126, 127 the command cannot run, or is not there.
+answer, or refused; 2 wrong flags; 126 the command cannot run; 127 not found.
 `
 
 // job is what `locker run` is asked for.
@@ -162,8 +162,8 @@ func parseRun(args []string, getenv func(string) string) (*job, error) {
 		w.Wait = new(time.Duration)
 		return (*resource.Duration)(w.Wait).UnmarshalText([]byte(text))
 	})
-	flags.DurationVar(&w.TTL, "ttl", w.TTL, "")
-	flags.DurationVar(&j.grace, "grace", j.grace, "")
+	flags.TextVar((*resource.Duration)(&w.TTL), "ttl", resource.Duration(w.TTL), "")
+	flags.TextVar((*resource.Duration)(&j.grace), "grace", resource.Duration(j.grace), "")
 	flags.BoolVar(&j.keepGoing, "keep-going", false, "")
 	flags.BoolVar(&j.quiet, "quiet", false, "")
 	if err := flags.Parse(args); err != nil {
@@ -173,9 +173,7 @@ func parseRun(args []string, getenv func(string) string) (*job, error) {
 		return nil, err
 	}
 	problems := []error{j.trust(*caFile, getenv), skips}
-	if least := 2 * (j.grace + spareTime); j.grace < 0 {
-		problems = append(problems, fmt.Errorf("-grace is %s: it must not be negative", j.grace))
-	} else if w.TTL < least {
+	if least := 2 * (j.grace + spareTime); w.TTL < least {
 		problems = append(problems, fmt.Errorf("-ttl is %s: it must be at least %s, twice the sum of -grace and %s, so that the command can be ended before the hold", w.TTL, least, spareTime))
 	}
 	if !j.keepGoing {

@@ -87,6 +87,10 @@ func TestRunStatus(t *testing.T) {
 	r.Want("PUT", "/lock/held", jane, http.StatusOK)
 	notProgram := filepath.Join(t.TempDir(), "notes")
 	lockertest.WriteFile(t, notProgram, []byte("no program"))
+	notStarted := filepath.Join(t.TempDir(), "script")
+	if err := os.WriteFile(notStarted, []byte("#!/no/such/shell\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	for _, row := range []struct {
 		status int
 		said   string
@@ -103,10 +107,13 @@ func TestRunStatus(t *testing.T) {
 		{127, "no such file", []string{"held", "--", "./no-such-program"}},
 		{126, "is a directory", []string{"held", "--", "/tmp"}},
 		{126, "permission denied", []string{"held", "--", notProgram}},
+		{126, "no such file", []string{"a", "--", notStarted}},
 		{2, "-slots: it must be a whole number: see locker run -help", []string{"-slots", "x", "a", "--", "true"}},
 		{2, "-slots: slots is 0", []string{"-slots", "0", "a", "--", "true"}},
 		{2, "-ttl is 25s: it must be at least 26s, twice the sum of -grace and 3s", []string{"-ttl", "25s", "a", "--", "true"}},
-		{2, "-grace is -1s: it must not be negative", []string{"-grace", "-1s", "a", "--", "true"}},
+		{2, `for flag -ttl: "1d" is not a duration such as "90s" or "2h30m": the largest unit is h`, []string{"-ttl", "1d", "a", "--", "true"}},
+		{2, `for flag -grace: "-1s" is negative`, []string{"-grace", "-1s", "a", "--", "true"}},
+		{2, `for flag -wait: "5" is not a duration such as "90s" or "2h30m": it has no unit, for seconds write "5s"`, []string{"-wait", "5", "a", "--", "true"}},
 		{2, "write locker run [flags] LOCK -- COMMAND", []string{"a", "true"}},
 		{2, "has credentials in it: use LOCKER_USERNAME and LOCKER_PASSWORD", []string{"-uri", "http://u:CANARY@h", "a", "--", "true"}},
 		{2, "the lock's name", []string{"a ", "--", "true"}},
@@ -146,6 +153,16 @@ func TestRunPassesOn(t *testing.T) {
 	}
 	r.Log.Await(t, `msg=grant lock=a key=a locked_by=me link=https://ci.example/1 token=2 .*reason="a test"`)
 	r.Log.Await(t, `msg=release lock=a key=a locked_by=me`)
+}
+
+// In a task of Concourse that has the build's variables, who waits sees the build.
+func TestRunLinksItsBuild(t *testing.T) {
+	r := newRuns(t)
+	r.env = append(r.env, "BUILD_URL=https://ci.example/builds/7")
+	r.start("a", "--", "true").wait(0)
+	r.start("-link", "https://ci.example/1", "b", "--", "true").wait(0)
+	r.Log.Await(t, `msg=grant lock=a .* link=https://ci.example/builds/7 `)
+	r.Log.Await(t, `msg=grant lock=b .* link=https://ci.example/1 `)
 }
 
 // Where the variables do not say who runs it, as under cron, the machine does.
