@@ -1,18 +1,23 @@
 package test
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/cloudfoundry-community/locker/internal/lockertest"
+	"github.com/cloudfoundry-community/locker/resource"
 )
 
 // Fifty builds of one job over three slots, half of them aborted: never more than
-// three hold the lock, no slot is two builds' at once, and in the end none is.
+// three hold the lock, no slot is two builds' at once, who came first is first, and
+// in the end none holds it.
 func TestSlots(t *testing.T) {
 	t.Parallel()
 	s := lockertest.Start(t)
@@ -43,7 +48,7 @@ func TestSlots(t *testing.T) {
 			}
 			working[slot] = build
 			mu.Unlock()
-			time.Sleep(rand.N(10 * time.Millisecond))
+			time.Sleep(rand.N(100 * time.Millisecond))
 			mu.Lock()
 			delete(working, slot)
 			mu.Unlock()
@@ -68,6 +73,33 @@ func TestSlots(t *testing.T) {
 	all.Wait()
 	if l := s.Lock("myLock"); !lockertest.Nobodys(l) {
 		t.Errorf("in the end: %+v", l)
+	}
+	var told resource.Events
+	if err := json.Unmarshal(s.Want("GET", "/events", "", http.StatusOK), &told); err != nil {
+		t.Fatal(err)
+	}
+	var queue []string
+	holders, waited := 0, 0
+	for _, e := range slices.Backward(told.Events) {
+		place := slices.Index(queue, e.LockedBy)
+		switch e.Event {
+		case "queue":
+			queue = append(queue, e.LockedBy)
+			continue
+		case "grant":
+			if holders++; holders > slots || place > 0 || place < 0 && len(queue) > 0 {
+				t.Errorf("%s is granted as holder %d; in the queue: %v", e.LockedBy, holders, queue)
+			}
+		case "release":
+			holders--
+		}
+		if place >= 0 {
+			queue = slices.Delete(queue, place, place+1)
+			waited++
+		}
+	}
+	if waited < builds/10 || holders != 0 || len(queue) > 0 {
+		t.Errorf("%d waited, %d hold and %v wait in the end", waited, holders, queue)
 	}
 }
 
