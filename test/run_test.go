@@ -249,12 +249,18 @@ func TestRunUnderNohup(t *testing.T) {
 func TestRunAtATerminal(t *testing.T) {
 	r := newRuns(t)
 	terminal, keyboard := openTerminal(t)
-	u := r.startWith(at(terminal), "a", "--", "sh", "-c", `n=0; trap 'n=$((n+1))' INT; read line; echo "read $line"; while test -z "$done"; do sleep 1; test $n -gt 0 && done=yes; done; sleep 1; echo "INT $n"`)
+	end := filepath.Join(t.TempDir(), "end")
+	u := r.startWith(at(terminal), "a", "--", "sh", "-c", `n=0; trap 'n=$((n+1)); echo got' INT; read line; echo "read $line"; until test -e "$0"; do sleep 0.05; done; echo "INT $n"`, end)
 	io.WriteString(keyboard, "hello\n")
 	u.stdout.Await(t, "read hello")
+	u.Process.Signal(syscall.SIGSTOP) // two that come at once would count as one
 	io.WriteString(keyboard, "\x03")
-	u.stdout.Await(t, `INT 1\n`)
+	u.stdout.Await(t, "got")
+	u.Process.Signal(syscall.SIGCONT)
+	time.Sleep(500 * time.Millisecond)
+	lockertest.WriteFile(t, end, nil)
 	u.wait(0)
+	u.stdout.Await(t, `INT 1\n`)
 }
 
 // at has a command run at a terminal, in its foreground.
@@ -328,11 +334,13 @@ func TestRunLost(t *testing.T) {
 			u.stdout.Await(t, "ready")
 			row.lose(r)
 			lost := time.Now()
+			u.stdout.Await(t, "TERM\n")
+			termed := time.Now()
 			u.wait(70)
-			if ended := lastSeen(t, alive); ended.Sub(lost) > row.within {
-				t.Errorf("the command lived for %s", ended.Sub(lost))
+			if ended := lastSeen(t, alive); ended.Sub(lost) > row.within || ended.Sub(termed) < 700*time.Millisecond {
+				t.Errorf("the command lived for %s, and %s after TERM", ended.Sub(lost), ended.Sub(termed))
 			}
-			if !strings.Contains(u.stdout.String(), "TERM\n") || !regexp.MustCompile(`locker run: lock a is lost: .*: the command gets TERM, and KILL 1s later\n`).MatchString(u.stderr.String()) {
+			if !regexp.MustCompile(`locker run: lock a is lost: .*: the command gets TERM, and KILL 1s later\n`).MatchString(u.stderr.String()) {
 				t.Errorf("printed %q, said %q", u.stdout, u.stderr)
 			}
 		})
@@ -396,7 +404,11 @@ func TestRunNestedLost(t *testing.T) {
 	u := r.start(append(short, "a", "--", lockertest.Program(t, "locker"), "run", "b", "--", "bash", "-c", stubborn, alive)...)
 	u.stdout.Await(t, "ready")
 	r.Want("DELETE", "/lock/a?force=true", "", http.StatusOK)
+	lost := time.Now()
 	ended := u.wait(70)
+	if ended.Sub(lost) > 4*time.Second {
+		t.Errorf("it ended %s after the force", ended.Sub(lost))
+	}
 	time.Sleep(200 * time.Millisecond)
 	if last := lastSeen(t, alive); last.Sub(ended) > 100*time.Millisecond {
 		t.Errorf("the command lives %s longer", last.Sub(ended))
@@ -448,16 +460,20 @@ func TestRunOverARestart(t *testing.T) {
 // A locker that comes back without the hold is not asked for it again: others may
 // have had it meanwhile.
 func TestRunIsNotTakenAgain(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "locker.json")
+	path, alive := filepath.Join(t.TempDir(), "locker.json"), filepath.Join(t.TempDir(), "alive")
 	r := newRuns(t, "LOCKER_CONFIG="+path)
-	u := r.start(append(short, "a", "--", "sleep", "100")...)
-	u.stderr.Await(t, "lock a acquired")
+	u := r.start(append(short, "a", "--", "bash", "-c", stubborn, alive)...)
+	u.stdout.Await(t, "ready")
+	lost := time.Now()
 	r.Kill()
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
 	r.Restart()
 	u.wait(70)
+	if ended := lastSeen(t, alive); ended.Sub(lost) > shortTTL-time.Second {
+		t.Errorf("the command lived for %s", ended.Sub(lost))
+	}
 	if said := u.stderr.String(); !strings.Contains(said, "it was forced, or expired, or the locker's state is another one") || strings.Contains(r.Log.String(), "msg=grant") {
 		t.Errorf("said %s, log %s", said, r.Log)
 	}
@@ -474,6 +490,37 @@ func TestRunStopped(t *testing.T) {
 	u.wait(70)
 	if said := u.stderr.String(); !strings.Contains(said, ": this process stood still: the command gets TERM") {
 		t.Errorf("said %s", said)
+	}
+}
+
+// Ctrl-Z stops the command too. When they go on within the ttl nothing is lost.
+func TestRunStoppedAtATerminal(t *testing.T) {
+	for _, status := range []int{0, 70} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			r := newRuns(t)
+			terminal, keyboard := openTerminal(t)
+			u := r.startWith(func(c *exec.Cmd) {
+				at(terminal)(c)
+				c.Args = append([]string{"bash", "-c", `set -m; "$@"; echo "stopped $?"; read line; fg; exit $?`, "bash", c.Path}, c.Args[1:]...)
+				c.Path = "/bin/bash"
+			}, append(short, "a", "--", "bash", "-c", `echo ready; for n in {1..30}; do sleep 0.1; echo "n $n"; done`)...)
+			u.stdout.Await(t, "ready")
+			io.WriteString(keyboard, "\x1a")
+			u.stdout.Await(t, fmt.Sprint("stopped ", 128+int(syscall.SIGTSTP)))
+			if status == 70 {
+				r.Await("a", lockertest.Nobodys)
+			}
+			before := u.stdout.String()
+			time.Sleep(time.Second)
+			if after := u.stdout.String(); after != before {
+				t.Errorf("the command goes on: %s", after)
+			}
+			io.WriteString(keyboard, "\n")
+			u.wait(status)
+			if done := strings.Contains(u.stdout.String(), "n 30"); done != (status == 0) {
+				t.Errorf("printed %s", u.stdout)
+			}
+		})
 	}
 }
 
@@ -498,6 +545,9 @@ func TestRunKilled(t *testing.T) {
 	u.Process.Kill()
 	start := time.Now()
 	u.stdout.Await(t, "TERM")
+	if lockertest.Nobodys(r.Lock("a")) {
+		t.Error("the lock is free before its command has ended")
+	}
 	r.Await("a", lockertest.Nobodys)
 	if took := time.Since(start); took > shortTTL+2*time.Second {
 		t.Errorf("free after %s", took)
