@@ -67,12 +67,13 @@ func inSight(selector string) string {
 func TestPageReleaseOne(t *testing.T) {
 	t.Parallel()
 	w := visitPage(t, nil)
-	for _, name := range []string{"jane", "george", "ann"} {
-		w.do("PUT", "/lock/a", fmt.Sprintf(`{"key": "k", "locked_by": %q, "slots": 3}`, name))
+	for i, name := range []string{"jane", "george", "ann"} {
+		w.do("PUT", "/lock/a", fmt.Sprintf(`{"key": "k", "locked_by": %q, "slots": %d}`, name, 5-i))
 	}
 	w.has("and 2 more", "3 of 3 slots")
 	w.click(".row .button") // leads to the lock
-	w.has("slot 1 of 3", "slot 2 of 3", "slot 3 of 3")
+	w.has("slot 1 of 5", "slot 2 of 4", "slot 3 of 3")
+	w.await("document.querySelector('#one .key').innerText === 'key k 3 of 3 slots'")
 	w.click("#one .holders li:nth-child(2) .release")
 	w.has("george is not told", "2 other holders keep it.")
 	w.keys("one" + keyTab + "zoe" + keyEnter)
