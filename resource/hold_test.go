@@ -2,6 +2,7 @@ package resource
 
 import (
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -124,6 +125,42 @@ func TestHoldIsLost(t *testing.T) {
 					t.Errorf("error %v after %s, want %s", err, time.Since(start), row.after)
 				}
 			})
+		})
+	}
+}
+
+// A grant whose answer was long on its way is renewed before the command starts. When
+// it is over by then, nothing is held, and what may be there is given back.
+func TestHoldThatIsGrantedLate(t *testing.T) {
+	for _, status := range []int{http.StatusOK, http.StatusConflict} {
+		synctest.Test(t, func(t *testing.T) {
+			var asked record
+			s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				switch a := asked.note(r); {
+				case a.method == http.MethodDelete:
+					answerWith(w, http.StatusOK, freedJSON)
+				case len(asked.all()) == 1:
+					hold(r, 2*time.Second)
+					answerWith(w, http.StatusOK, grantJSON)
+				case status == http.StatusOK:
+					answerWith(w, status, repeatJSON)
+				default:
+					answerWith(w, status, `{"error":"this ticket is too old"}`)
+				}
+			})
+			p := &program{getenv: func(string) string { return "" }, say: &speaker{w: io.Discard}, dial: s.dial}
+			take, err := Wish{URI: "http://locker.example", Lock: "myLock", Key: "k", LockedBy: "me", TTL: 6 * time.Second}.take(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h, err := take(t.Context())
+			all := asked.all()
+			switch {
+			case status == http.StatusOK && (err != nil || len(all) != 2 || time.Since(h.sent) > time.Second):
+				t.Errorf("error %v, asked %+v", err, all)
+			case status != http.StatusOK && (err == nil || !strings.Contains(err.Error(), "lock myLock: it was granted, but not renewed: ") || all[len(all)-1].method != http.MethodDelete):
+				t.Errorf("error %v, asked %+v", err, all)
+			}
 		})
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 func TestOwnNeedsABuild(t *testing.T) {
@@ -14,6 +15,27 @@ func TestOwnNeedsABuild(t *testing.T) {
 	err := Out(t.Context(), strings.NewReader(request), io.Discard, io.Discard, nil, func(string) string { return "" })
 	if err == nil || !strings.HasPrefix(err.Error(), "params: own needs ATC_EXTERNAL_URL and BUILD_ID") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// The version of a lock is its grant's token, whatever happened to the lock since,
+// and that of an unlock the lock's revision.
+func TestOutAnswers(t *testing.T) {
+	const told = `{"name":"lock","value":"myLock"},{"name":"lock_op","value":"%s"},{"name":"key","value":"k"},{"name":"locked_by","value":"me"},`
+	grant := strings.NewReplacer(`"revision":9`, `"revision":11`, `"token":9}`, `"token":9,"slot":2}`).Replace(grantJSON)
+	for _, test := range []struct{ request, answer, want string }{
+		{askLock, grant, `{"version":{"ref":"9"},"metadata":[` + fmt.Sprintf(told, "lock") + `{"name":"token","value":"9"},{"name":"slot","value":"2"},{"name":"waited","value":"5s"},{"name":"build","value":"https://ci.example/builds/7"}]}`},
+		{askUnlock, freedJSON, `{"version":{"ref":"10"},"metadata":[` + fmt.Sprintf(told, "unlock") + `{"name":"build","value":"https://ci.example/builds/7"}]}`},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				hold(r, 5*time.Second)
+				answerWith(w, http.StatusOK, test.answer)
+			})
+			if r := s.run(t.Context(), (*program).out, test.request); r.err != nil || r.stdout.String() != test.want+"\n" {
+				t.Errorf("error %v, answered %s", r.err, r.stdout.String())
+			}
+		})
 	}
 }
 

@@ -124,10 +124,12 @@ func TestRunStatus(t *testing.T) {
 			t.Errorf("%q said %q, want %q", row.args, said, row.said)
 		}
 	}
-	quiet := r.start("-wait", "0s", "-quiet", "held", "--", "true")
-	quiet.wait(75)
-	if said := quiet.stderr.String(); said != "" {
-		t.Errorf("quietly: %s", said)
+	for lock, status := range map[string]int{"held": 75, "a": 0} {
+		quiet := r.start("-wait", "0s", "-quiet", lock, "--", "true")
+		quiet.wait(status)
+		if said := quiet.stderr.String(); said != "" {
+			t.Errorf("quietly: %s", said)
+		}
 	}
 	help := r.start("-help")
 	help.wait(0)
