@@ -91,3 +91,11 @@ func TestDotsBetweenSlashes(t *testing.T) {
 		wantProblem(t, CheckNewLockName("it", name), "")
 	}
 }
+
+func TestCheckSlots(t *testing.T) {
+	for n, want := range map[int]bool{-1: false, 0: false, 1: true, 1_000: true, 1_001: false} {
+		if err := CheckSlots(n); (err == nil) != want {
+			t.Errorf("%d: %v", n, err)
+		}
+	}
+}

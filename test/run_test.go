@@ -440,16 +440,18 @@ func TestRunAfterAWait(t *testing.T) {
 	u.wait(0)
 }
 
-// An outage shorter than the ttl loses nothing.
+// An outage that is shorter than the ttl, but long enough for renewals to fail, loses
+// nothing.
 func TestRunOverARestart(t *testing.T) {
 	r := newRuns(t)
-	u := r.start(append(short, "a", "--", "sleep", "12")...)
+	const ttl = 12 * time.Second
+	u := r.start("-ttl", ttl.String(), "-grace", "1s", "a", "--", "sleep", "18")
 	u.stderr.Await(t, "lock a acquired")
 	token := r.Lock("a").Holders[0].Token
 	r.Kill()
-	time.Sleep(1500 * time.Millisecond)
+	u.stderr.Await(t, `lock a was not renewed: .*: trying again in 1s\n`)
 	r.Restart()
-	time.Sleep(shortTTL)
+	time.Sleep(ttl)
 	if l := r.Lock("a"); len(l.Holders) != 1 || l.Holders[0].Token != token {
 		t.Errorf("it does not hold token %d any more: %+v", token, l)
 	}
