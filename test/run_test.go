@@ -273,6 +273,27 @@ func at(terminal *os.File) func(*exec.Cmd) {
 	}
 }
 
+// inShell has a command, as "$@", run by a shell with job control at a terminal.
+func inShell(terminal *os.File, script string) func(*exec.Cmd) {
+	return func(c *exec.Cmd) {
+		at(terminal)(c)
+		c.Args = append([]string{"bash", "-c", "set -m; " + script, "bash", c.Path}, c.Args[1:]...)
+		c.Path = "/bin/bash"
+	}
+}
+
+// An INT that is sent to a run in the terminal's background is passed on: its command
+// does not get what is typed.
+func TestRunInTheBackground(t *testing.T) {
+	r := newRuns(t)
+	terminal, keyboard := openTerminal(t)
+	u := r.startWith(inShell(terminal, `"$@" & read line; kill -INT $!; wait $!; exit $?`),
+		"a", "--", "sh", "-c", `trap "echo got; exit 7" INT; echo ready; while :; do sleep 0.1; done`)
+	u.stdout.Await(t, "ready")
+	io.WriteString(keyboard, "\n")
+	u.wait(7)
+}
+
 // Ctrl-C in the moment of the grant is not lost, whichever is noticed first.
 func TestRunInterruptedAtTheGrant(t *testing.T) {
 	r := newRuns(t)
@@ -503,11 +524,7 @@ func TestRunStoppedAtATerminal(t *testing.T) {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			r := newRuns(t)
 			terminal, keyboard := openTerminal(t)
-			u := r.startWith(func(c *exec.Cmd) {
-				at(terminal)(c)
-				c.Args = append([]string{"bash", "-c", `set -m; "$@"; echo "stopped $?"; read line; fg; exit $?`, "bash", c.Path}, c.Args[1:]...)
-				c.Path = "/bin/bash"
-			}, append(short, "a", "--", "bash", "-c", `echo ready; for n in {1..30}; do sleep 0.1; echo "n $n"; done`)...)
+			u := r.startWith(inShell(terminal, `"$@"; echo "stopped $?"; read line; fg; exit $?`), append(short, "a", "--", "bash", "-c", `echo ready; for n in {1..30}; do sleep 0.1; echo "n $n"; done`)...)
 			u.stdout.Await(t, "ready")
 			io.WriteString(keyboard, "\x1a")
 			u.stdout.Await(t, fmt.Sprint("stopped ", 128+int(syscall.SIGTSTP)))
