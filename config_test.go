@@ -273,6 +273,13 @@ func TestHelp(t *testing.T) {
 			t.Errorf("the help does not name %s:\n%s", words, help)
 		}
 	}
+	for _, words := range []string{"-uri", "-ca-cert", "-insecure", "-wait", "-key", "-as", "-slots", "-reason", "-link", "-ttl", "-grace", "-keep-going", "-quiet",
+		"LOCKER_URI", "LOCKER_USERNAME", "LOCKER_PASSWORD", "LOCKER_CA_CERT", "LOCKER_SKIP_SSL_VALIDATION", "LOCKER_LOCK", "LOCKER_TOKEN", "LOCKER_SLOT",
+		"128 + ", "75 ", "70 ", "69 ", "2 ", "126 ", "127 ", "a -- locker run b -- "} {
+		if !strings.Contains(runHelp, words) {
+			t.Errorf("the help of locker run does not name %s:\n%s", words, runHelp)
+		}
+	}
 	for _, text := range []string{help, runHelp} {
 		lines := strings.Split(text, "\n")
 		if len(lines) > 30 || len(slices.MaxFunc(lines, func(a, b string) int { return len(a) - len(b) })) > 80 {

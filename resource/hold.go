@@ -31,7 +31,7 @@ type Wish struct {
 
 // runNames are what the members of a wish are called in messages, for those that a
 // resource's source has too.
-var runNames = sourceNames{"the locker's address (-uri, LOCKER_URI)", "the lock's name", "LOCKER_USERNAME", "LOCKER_PASSWORD", "the locker's authority (-ca-cert, LOCKER_CA_CERT)"}
+var runNames = sourceNames{"the locker's address (-uri, LOCKER_URI)", "the lock's name", "LOCKER_USERNAME", "LOCKER_PASSWORD", "-ca-cert (LOCKER_CA_CERT)"}
 
 var runWords = claimWords{"this same command", "a signal", ""}
 

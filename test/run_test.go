@@ -610,6 +610,13 @@ func TestRunTLS(t *testing.T) {
 		r.env = append(env, row.env)
 		r.start(append(row.args, "a", "--", "true")...).wait(row.status)
 	}
+	another, _ := lockertest.NewCertificate(t, t.TempDir(), "another")
+	r.env = env
+	u := r.start("-ca-cert", another, "a", "--", "true")
+	u.wait(69)
+	if said := u.stderr.String(); !strings.Contains(said, "the server's certificate is not signed by the authority in -ca-cert (LOCKER_CA_CERT): check that it is the right one") {
+		t.Errorf("said %s", said)
+	}
 }
 
 // `locker run` costs little beside its command.
