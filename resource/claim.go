@@ -90,12 +90,13 @@ type claim struct {
 
 // claimWords are those of sentences that differ for a build and for `locker run`.
 type claimWords struct {
-	self string // who asks
-	stop string // what ends it while it waits
-	late string // what to do about what arrives late
+	self  string // who asks
+	outer string // who has a hold for which it would wait for ever
+	stop  string // what ends it while it waits
+	late  string // what to do about what arrives late
 }
 
-var buildWords = claimWords{"this same build", "an abort or a timeout", ": let the job ensure the unlock"}
+var buildWords = claimWords{"this same build", "this same build", "an abort or a timeout", ": let the job ensure the unlock"}
 
 // fetch returns the run's ticket, after it has got one. All that is sent goes with
 // it: what an earlier run of this build sent, or what the network holds back of

@@ -33,7 +33,7 @@ type Wish struct {
 // resource's source has too.
 var runNames = sourceNames{"the locker's address (-uri, LOCKER_URI)", "the lock's name", "LOCKER_USERNAME", "LOCKER_PASSWORD", "-ca-cert (LOCKER_CA_CERT)"}
 
-var runWords = claimWords{"this same command", "a signal", ""}
+var runWords = claimWords{"this same command", "the locker run around it", "a signal", ""}
 
 // Hold is a lock that is held. It is for one goroutine at a time, but for Keep.
 type Hold struct {

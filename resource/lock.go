@@ -312,11 +312,20 @@ func (q *queueLog) show(r *refusal) {
 	}
 	q.shown, q.at = fresh, now
 	line := fmt.Sprintf("%s; %s is %s", HeldBy(q.name, r.lock, now), q.params.lockedBy, place)
-	if !q.leased && slices.ContainsFunc(r.lock.Holders, func(h Holder) bool { return q.link != "" && h.Link == q.link }) {
-		line += "; it is held by this same build: it waits for itself"
+	if slices.ContainsFunc(r.lock.Holders, q.own) {
+		line += "; it is held by " + q.words.outer + ": it waits for itself"
 	}
 	if now.Sub(q.started) > sayAgain {
 		line += "; see " + q.client.address + "/#" + url.PathEscape(q.name)
 	}
 	q.say.waiting(line)
+}
+
+// own reports whether a hold is that of this same build, or of the `locker run`
+// whose command asks.
+func (q *queueLog) own(h Holder) bool {
+	if q.leased {
+		return q.getenv("LOCKER_LOCK") == q.name && q.getenv("LOCKER_TOKEN") == number(h.Token)
+	}
+	return q.link != "" && h.Link == q.link
 }
