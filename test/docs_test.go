@@ -75,7 +75,7 @@ var runBy = map[string]string{
 	"go run .":                    "TestGoRun",
 	"CGO_ENABLED=0 go build":      ".ci/run",
 	"go test ./...":               ".ci/run",
-	"LOCKER_SOAK=1m go test":      ".ci/run",
+	"LOCKER_SOAK=2m go test":      ".ci/run",
 	"go test -run '^$' -bench":    ".ci/run",
 	"go test -run '^$' -fuzz":     ".ci/run",
 	".ci/release linux/amd64":     "TestRelease",
