@@ -105,13 +105,14 @@ func TestEndlessAnswer(t *testing.T) {
 }
 
 // An answer of values that are small as text and large in memory is not read; one
-// of as many holders as there can be is, whatever their names.
+// of as many holders as there can be is, with all members and commas in their text.
 func TestAnswersOfManyValues(t *testing.T) {
-	var all []Holder
+	l := Lock{Key: "k", LockedBy: map[string]int{}, Waiters: []Waiter{}, Revision: 20_000}
 	for i := range 20_000 {
-		all = append(all, Holder{LockedBy: fmt.Sprintf(`,,"\,,%d`, i), Since: time.Now(), Token: uint64(i + 1), Slot: i + 1, Slots: 1, Reason: ",,,,", Link: "https://ci.example/"})
+		h := Holder{LockedBy: fmt.Sprintf(",,,,%d", i), Since: time.Now(), Token: uint64(i + 1), Slot: i + 1, Slots: 1, Reason: ",,,,", Link: "https://ci.example/", Expires: time.Now()}
+		l.Holders, l.LockedBy[h.LockedBy] = append(l.Holders, h), 1
 	}
-	most, err := json.Marshal(Lock{Key: "k", Holders: all, Waiters: []Waiter{}, Revision: 20_000})
+	most, err := json.Marshal(l)
 	if err != nil {
 		t.Fatal(err)
 	}
