@@ -223,7 +223,7 @@ func TestSecondServerOfAStateRefuses(t *testing.T) {
 	s := startServer(t, map[string]string{"LOCKER_CONFIG": state})
 	s.do(t, put, "/lock/a", jane)
 	err := runAgainst(t, "127.0.0.1:0", state)
-	for _, want := range []string{fmt.Sprintf("another locker, process %d, has the state file, it holds %s.lock", os.Getpid(), state), "stop it, or name another file with LOCKER_CONFIG"} {
+	for _, want := range []string{fmt.Sprintf("another locker, process %d, has the state file, it holds %s.lock", os.Getpid(), state), "stop it, or set LOCKER_CONFIG to another file"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %q", err, want)
 		}
@@ -252,8 +252,8 @@ func TestTroubleNamesTheSetting(t *testing.T) {
 		{[]string{"-port", port}, map[string]string{"LOCKER_CONFIG": other}, "stop it, or choose a free port with -port"},
 		{nil, map[string]string{"PORT": port, "LOCKER_CONFIG": other}, "stop it, or choose a free port with PORT"},
 		{[]string{"-port", "1"}, map[string]string{"LISTEN": "192.0.2.1:1", "LOCKER_CONFIG": other}, "choose an address of this machine with LISTEN"},
-		{[]string{"-state", state}, map[string]string{"LOCKER_CONFIG": other, "LISTEN": "127.0.0.1:0"}, "stop it, or name another file with -state"},
-		{[]string{"import", state}, map[string]string{"LOCKER_ETCD": "http://127.0.0.1:1"}, "stop it, or name another file with the argument of import"},
+		{[]string{"-state", state}, map[string]string{"LOCKER_CONFIG": other, "LISTEN": "127.0.0.1:0"}, "stop it, or set -state to another file"},
+		{[]string{"import", state}, map[string]string{"LOCKER_ETCD": "http://127.0.0.1:1"}, "stop it, or set the argument of import to another file"},
 	} {
 		err := run(t.Context(), test.args, func(name string) string { return test.env[name] }, io.Discard, io.Discard)
 		if err == nil || !strings.Contains(err.Error(), test.want) {

@@ -80,15 +80,15 @@ func (st *fileStore) close() error { return st.guard.Close() }
 func flock(path, by string, lock func(f *os.File) error) (*os.File, error) {
 	f, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("keep other lockers off the state file: %w: name a file that this user may write with %s", err, by)
+		return nil, fmt.Errorf("keep other lockers off the state file: %w: set %s to a file that this user may write", err, by)
 	}
 	if err := lock(f); errors.Is(err, syscall.EWOULDBLOCK) {
 		pid, _ := io.ReadAll(io.LimitReader(f, 20))
 		f.Close()
-		return nil, fmt.Errorf("another locker%s has the state file, it holds %s: stop it, or name another file with %s: %w", process(pid), path+".lock", by, err)
+		return nil, fmt.Errorf("another locker%s has the state file, it holds %s: stop it, or set %s to another file: %w", process(pid), path+".lock", by, err)
 	} else if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("the file system of %s cannot lock files: %w: name a file on a local disk with %s", path+".lock", err, by)
+		return nil, fmt.Errorf("the file system of %s cannot lock files: %w: set %s to a file on a local disk", path+".lock", err, by)
 	}
 	if err := f.Truncate(0); err == nil {
 		fmt.Fprintln(f, os.Getpid()) // for people; the next locker names it
