@@ -133,7 +133,7 @@ func (v *visitor) take(claim *asked) bool {
 		switch {
 		case got.verdict == granted, got.verdict == repeated:
 			return true
-		case got.verdict == queued && (v.n == 0 && v.away == 0 || v.random.IntN(3000) == 0):
+		case got.verdict == queued && claim.ID != "" && (v.n == 0 && v.away == 0 || v.random.IntN(3000) == 0):
 			v.goAway()
 		case got.verdict == queued:
 			v.lookAtTimes(claim.lock)
