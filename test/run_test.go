@@ -466,7 +466,8 @@ func TestRunAfterAWait(t *testing.T) {
 func TestRunOverARestart(t *testing.T) {
 	r := newRuns(t)
 	const ttl = 12 * time.Second
-	u := r.start("-ttl", ttl.String(), "-grace", "1s", "a", "--", "sleep", "18")
+	end := filepath.Join(t.TempDir(), "end")
+	u := r.start("-ttl", ttl.String(), "-grace", "1s", "a", "--", "sh", "-c", `until test -e "$0"; do sleep 0.05; done`, end)
 	u.stderr.Await(t, "lock a acquired")
 	token := r.Lock("a").Holders[0].Token
 	r.Kill()
@@ -476,6 +477,7 @@ func TestRunOverARestart(t *testing.T) {
 	if l := r.Lock("a"); len(l.Holders) != 1 || l.Holders[0].Token != token {
 		t.Errorf("it does not hold token %d any more: %+v", token, l)
 	}
+	lockertest.WriteFile(t, end, nil)
 	u.wait(0)
 	if l := r.Lock("a"); !lockertest.Nobodys(l) {
 		t.Errorf("left %+v", l)
