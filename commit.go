@@ -149,7 +149,8 @@ func (c *committer) close() {
 // and the next one read what is there.
 func (c *committer) run() error {
 	c.places.keep(c.state().state)
-	for last := time.Now(); ; { // from here to here all time is looked at: a stop may fall anywhere
+	last := time.Now() // until when all time was looked at for a stop, which may fall anywhere
+	for {
 		pause := c.pause()
 		c.inbox.await(pause)
 		c.inbox.gather(c.gathering)

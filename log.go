@@ -103,7 +103,7 @@ func (o *outsiders) next() {
 }
 
 // shortQuoted is short for text that is quoted in the log, where a byte may become
-// four: as quoted, it has that many bytes at most.
+// four: as quoted, it has that many bytes at most, beside the quotes and the mark.
 func shortQuoted(text string, most int) string {
 	kept := most
 	for len(strconv.Quote(short(text, kept))) > most+len(`"…"`) {

@@ -18,9 +18,9 @@ import (
 // This file puts a network between builds and a locker that delivers requests
 // late, more than once, and when nobody waits for their answers any more.
 
-// late is that network. When says how long after it was sent each copy of a
-// request arrives, none is lost; only the first one's answer finds its way back, if
-// it is not lost too. What only looks passes at once.
+// late is that network. When says how long after it was sent each copy of a request
+// arrives; a request without copies is lost. Only the first one's answer finds its
+// way back, if it is not lost too. What only looks passes at once.
 type late struct {
 	target string
 	when   func(method, body string) []time.Duration
@@ -163,11 +163,11 @@ func TestLateMessages(t *testing.T) {
 		switch rand.IntN(5) {
 		case 0:
 			return nil
-		case 3:
-			return []time.Duration{0}
 		case 1:
-			return []time.Duration{moment() / 4}
+			return []time.Duration{0}
 		case 2:
+			return []time.Duration{moment() / 4}
+		case 3:
 			return []time.Duration{0, moment(), 2 * moment()}
 		}
 		return []time.Duration{moment(), moment()}
