@@ -201,7 +201,7 @@ type entry struct {
 type place struct {
 	requests []*request
 	left     time.Time     // when the last one ended, by the monotonic clock
-	given    time.Duration // added to it, for time in which nobody could come back
+	given    time.Duration // added to it, for time in which nobody could come back; 0 while there are requests
 }
 
 // places are the waiters' by revision. The writer owns them.
@@ -258,7 +258,7 @@ func (ps places) over(now time.Time) map[*request]uint64 {
 			if over == nil {
 				over = map[*request]uint64{}
 			}
-			over[r], p.left, p.given = waiter, now, 0
+			over[r], p.left = waiter, now
 			return true
 		})
 	}

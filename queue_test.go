@@ -392,8 +392,40 @@ func TestLongStopAfterAShortOne(t *testing.T) {
 		r.wantState("k:a", "b")
 		time.Sleep(placeKept - 2*time.Second)
 		r.wantState("k:a", "b")
-		time.Sleep(3 * time.Second)
+		time.Sleep(1500 * time.Millisecond)
 		r.wantState("k:a", "") // the short one is not added
+	})
+}
+
+// TestEachAbsenceIsGivenItsTime has two hangs of one length, and a waiter that comes
+// back after each.
+func TestEachAbsenceIsGivenItsTime(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.take(t.Context(), "k a", 0), granted)
+		r.want(<-r.take(t.Context(), "other b 1", time.Second), queued)
+		first := r.c.state().look("l").Waiters[0].Revision
+		for range 2 {
+			r.beforeSync(sync.OnceFunc(func() { time.Sleep(placeKept + 1500*time.Millisecond) }))
+			r.want(<-r.take(t.Context(), "z n", time.Millisecond), refused)
+			time.Sleep(time.Second)
+			r.want(<-r.take(t.Context(), "other b 1", 0), queued)
+		}
+		if w := r.c.state().look("l").Waiters[0]; w.Revision != first {
+			t.Errorf("it queued anew: first in line is %+v", w)
+		}
+	})
+}
+
+// TestShortStopIsNone stops the writer for less than a second just before it pauses
+// for one: its pause is no stop.
+func TestShortStopIsNone(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.want(<-r.takeClaim(t.Context(), ttl(of("k a"), time.Hour), 0), granted) // so that it looks at the clock then
+		r.want(<-r.take(t.Context(), "other b 1", time.Second), queued)
+		r.beforeSync(sync.OnceFunc(func() { r.stall.Store(int64(longest - 200*time.Millisecond)) }))
+		go r.ask(t.Context(), of("last d 3"), time.Minute)
+		time.Sleep(placeKept + time.Second)
+		r.wantState(r.now(), "d")
 	})
 }
 
