@@ -504,3 +504,30 @@ func TestRepeatIsAWarning(t *testing.T) {
 		}
 	})
 }
+
+// A build waits for itself when a hold has its link; a locker run when the hold is that
+// of the one around it, whatever its link.
+func TestOwnHold(t *testing.T) {
+	const link = "https://ci.example/builds/7"
+	for _, row := range []struct {
+		leased            bool
+		link, lock, token string // of who asks, and what its environment has
+		holder            Holder
+		want              bool
+	}{
+		{false, link, "", "", Holder{Link: link}, true},
+		{false, link, "", "", Holder{Link: link + "1"}, false},
+		{false, "", "", "", Holder{}, false},
+		{true, link, "l", "17", Holder{Token: 17}, true},
+		{true, link, "l", "16", Holder{Token: 17, Link: link}, false},
+		{true, link, "other", "17", Holder{Token: 17, Link: link}, false},
+		{true, link, "", "", Holder{Token: 17, Link: link}, false},
+	} {
+		env := map[string]string{"LOCKER_LOCK": row.lock, "LOCKER_TOKEN": row.token}
+		p := &program{getenv: func(name string) string { return env[name] }}
+		q := &queueLog{claim: &claim{program: p, leased: row.leased, link: row.link, name: "l"}}
+		if got := q.own(row.holder); got != row.want {
+			t.Errorf("%+v: %v", row, got)
+		}
+	}
+}
