@@ -134,11 +134,13 @@ func (h *Hold) Keep(ctx context.Context) error {
 			h.claim.ticket.Store(nil) // for the release
 			return h.lost("it was forced, or expired, or the locker's state is another one")
 		}
-		if time.Until(end) < slept {
+		if slept >= time.Second && time.Until(end) < slept { // less is only how two clocks differ
 			return h.lost("this machine slept for %s: %w", age(slept), why)
 		}
-		pause := min(max(ttl/32, time.Second), max(time.Until(end), 0))
-		next = time.Now().Add(pause)
+		pause := min(max(ttl/32, time.Second), time.Until(end))
+		if next = time.Now().Add(pause); pause <= 0 {
+			continue
+		}
 		h.claim.say.warn("lock %s was not renewed: %s: trying again in %s", h.claim.name, why, pause.Round(100*time.Millisecond))
 	}
 }
