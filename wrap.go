@@ -318,7 +318,8 @@ func await(take func(context.Context) (*resource.Hold, error), signals <-chan os
 
 // under runs the command while the lock is held, and returns the exit status and
 // whether the lock was lost. When it is, it says so and ends the command before the
-// hold's ttl does.
+// hold's ttl does. What a command that was told to end leaves behind has got the same
+// signal: it is waited for too, but not for longer than the grace.
 func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal, say func(error)) (status int, wasLost bool) {
 	runtime.LockOSThread() // Pdeathsig is of the thread
 	if err := cmd.Start(); err != nil {
@@ -333,12 +334,15 @@ func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal
 	lost, ended := make(chan error, 1), make(chan struct{})
 	go func() { lost <- hold.Keep(ctx) }()
 	go func() { cmd.Wait(); close(ended) }()
-	var kill <-chan time.Time
+	var kill, look <-chan time.Time
+	toEnd := false
+	result := func() (int, bool) { return cmp.Or(status, statusOf(cmd.ProcessState)), wasLost }
 	for {
 		select {
 		case s := <-signals:
 			if !fromTerminal(s) {
 				j.signal(cmd, s, say)
+				toEnd = toEnd || s != syscall.SIGUSR1 && s != syscall.SIGUSR2
 			}
 		case err := <-lost:
 			wasLost = err != nil
@@ -347,18 +351,35 @@ func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal
 				continue
 			}
 			say(fmt.Errorf("%w: the command gets TERM, and KILL %s later", err, j.grace))
-			status = statusLost
+			status, toEnd = statusLost, true
 			j.signal(cmd, syscall.SIGTERM, say)
 			kill = time.After(j.grace)
 		case <-kill:
 			j.signal(cmd, syscall.SIGKILL, say)
-		case <-ended:
-			if status == statusLost && j.group {
-				syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what it has left behind
+			if look != nil {
+				return result()
 			}
-			return cmp.Or(status, statusOf(cmd.ProcessState)), wasLost
+			kill, toEnd = nil, false // nothing that it has started outlives that
+		case <-ended:
+			if !j.group || !toEnd {
+				return result()
+			}
+			if kill == nil {
+				kill = time.After(j.grace)
+			}
+			ended, look = nil, time.Tick(20*time.Millisecond)
+		case <-look:
+			if !hasLeft(cmd) {
+				return result()
+			}
 		}
 	}
+}
+
+// hasLeft reports whether there are processes in the group of a command that ended.
+func hasLeft(cmd *exec.Cmd) bool {
+	syscall.Wait4(-cmd.Process.Pid, nil, syscall.WNOHANG, nil) // the first process of a container is the parent of all that are left
+	return !errors.Is(syscall.Kill(-cmd.Process.Pid, 0), syscall.ESRCH)
 }
 
 // signal sends a signal to the command, and to what it has started if they have a

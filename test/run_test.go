@@ -420,6 +420,40 @@ func TestRunGroup(t *testing.T) {
 	}
 }
 
+// A tool that needs a moment after TERM gets it, although the script that runs it ends
+// at once, and the lock is held until then; one that does not end at all gets KILL.
+func TestRunGroupEnds(t *testing.T) {
+	const tool = `bash -c 'trap "sleep 0.5; touch $0.saved; exit" TERM; echo ready; exec >/dev/null 2>&1; while :; do sleep 0.05; done' "$0"; true`
+	const deaf = `bash -c 'trap "" TERM; echo ready; exec >/dev/null 2>&1; while :; do sleep 0.05; touch "$0"; done' "$0"; true`
+	term := func(r *runs, u *under) { u.Process.Signal(syscall.SIGTERM) }
+	for name, row := range map[string]struct {
+		script string
+		end    func(r *runs, u *under)
+		status int
+		saves  bool
+	}{
+		"TERM":                 {tool, term, 128 + int(syscall.SIGTERM), true},
+		"TERM, and it is deaf": {deaf, term, 128 + int(syscall.SIGTERM), false},
+		"force":                {tool, func(r *runs, u *under) { r.Want("DELETE", "/lock/a?force=true", "", http.StatusOK) }, 70, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRuns(t)
+			file := filepath.Join(t.TempDir(), "tool")
+			u := r.start(append(short, "a", "--", "bash", "-c", row.script, file)...)
+			u.stdout.Await(t, "ready")
+			row.end(r, u)
+			ended := u.wait(row.status)
+			_, err := os.Stat(file + ".saved")
+			if (err == nil) != row.saves {
+				t.Errorf("at its end: %v", err)
+			}
+			if time.Sleep(200 * time.Millisecond); !row.saves && lastSeen(t, file).Sub(ended) > 100*time.Millisecond {
+				t.Error("it lives longer than the hold")
+			}
+		})
+	}
+}
+
 // A command under two locks ends when the outer one is lost.
 func TestRunNestedLost(t *testing.T) {
 	r := newRuns(t)
