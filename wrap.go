@@ -318,16 +318,21 @@ func await(take func(context.Context) (*resource.Hold, error), signals <-chan os
 
 // under runs the command while the lock is held, and returns the exit status and
 // whether the lock was lost. When it is, it says so and ends the command before the
-// hold's ttl does. What a command that was told to end leaves behind has got the same
-// signal: it is waited for too, but not for longer than the grace.
+// hold's ttl does. What a command leaves behind that a signal has ended is waited for too,
+// but not for longer than the grace.
 func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal, say func(error)) (status int, wasLost bool) {
 	runtime.LockOSThread() // Pdeathsig is of the thread
 	if err := cmd.Start(); err != nil {
 		say(err)
 		return statusNoStart, false
 	}
+	toEnd := false
+	pass := func(s os.Signal) {
+		j.signal(cmd, s, say)
+		toEnd = toEnd || s != syscall.SIGUSR1 && s != syscall.SIGUSR2
+	}
 	for len(signals) > 0 { // what came from the terminal before did not reach the command, which was not there
-		j.signal(cmd, <-signals, say)
+		pass(<-signals)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -335,14 +340,12 @@ func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal
 	go func() { lost <- hold.Keep(ctx) }()
 	go func() { cmd.Wait(); close(ended) }()
 	var kill, look <-chan time.Time
-	toEnd := false
 	result := func() (int, bool) { return cmp.Or(status, statusOf(cmd.ProcessState)), wasLost }
 	for {
 		select {
 		case s := <-signals:
 			if !fromTerminal(s) {
-				j.signal(cmd, s, say)
-				toEnd = toEnd || s != syscall.SIGUSR1 && s != syscall.SIGUSR2
+				pass(s)
 			}
 		case err := <-lost:
 			wasLost = err != nil
@@ -351,8 +354,8 @@ func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal
 				continue
 			}
 			say(fmt.Errorf("%w: the command gets TERM, and KILL %s later", err, j.grace))
-			status, toEnd = statusLost, true
-			j.signal(cmd, syscall.SIGTERM, say)
+			status = statusLost
+			pass(syscall.SIGTERM)
 			kill = time.After(j.grace)
 		case <-kill:
 			j.signal(cmd, syscall.SIGKILL, say)
@@ -361,7 +364,7 @@ func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal
 			}
 			kill, toEnd = nil, false // nothing that it has started outlives that
 		case <-ended:
-			if !j.group || !toEnd {
+			if !j.group || !toEnd && len(signals) == 0 && statusOf(cmd.ProcessState) <= statusSignal {
 				return result()
 			}
 			if kill == nil {
