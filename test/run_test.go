@@ -433,7 +433,7 @@ func TestRunGroupEnds(t *testing.T) {
 		saves  bool
 	}{
 		"TERM":                 {tool, term, 128 + int(syscall.SIGTERM), true},
-		"the script killed":    {`{ ` + deaf + `; } & until test -e "$0"; do sleep 0.05; done; kill -9 $$`, func(*runs, *under) {}, 128 + int(syscall.SIGKILL), false},
+		"the script killed":    {`{ ` + deaf + `; } >/dev/null 2>&1 & until test -e "$0"; do sleep 0.05; done; echo ready; kill -9 $$`, func(*runs, *under) {}, 128 + int(syscall.SIGKILL), false},
 		"TERM, and it is deaf": {deaf, term, 128 + int(syscall.SIGTERM), false},
 		"force":                {tool, func(r *runs, u *under) { r.Want("DELETE", "/lock/a?force=true", "", http.StatusOK) }, 70, true},
 	} {
