@@ -235,9 +235,18 @@ func (st *fileStore) guarded() error {
 		err = errors.New("it is not the file that this locker locked")
 	}
 	if err != nil {
-		return fmt.Errorf("look at %s.lock: %w: put its folder back as it was, with the state file: a start without that file begins with no locks", st.path, err)
+		return fmt.Errorf("look at %s.lock: %w: %s", st.path, err, st.wayBack())
 	}
 	return nil
+}
+
+// wayBack returns what to do without the FILE.lock that this process locked. A
+// state file that is there can be another one; its revision tells.
+func (st *fileStore) wayBack() string {
+	if info, err := os.Stat(st.path); err != nil || info.Size() == 0 {
+		return "there is no state file beside it: put the folder back as it was, a start without that file begins with no locks"
+	}
+	return "the state file is there: if its revision is the one that /health shows, restart the locker, no lock is lost; otherwise put the folder back as it was"
 }
 
 // writer is a function that writes.

@@ -263,25 +263,60 @@ func TestWhatWasReadIsSynced(t *testing.T) {
 }
 
 // TestGuardIsLookedAt: when the folder was replaced, another locker may be at
-// work in the new one.
+// work in the new one. The refusal says whether a restart loses the locks.
 func TestGuardIsLookedAt(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "locker.json")
-	st, s := openAt(t, path)
-	if err := os.Rename(path+".lock", path+".moved"); err != nil {
+	dir := filepath.Join(t.TempDir(), "state")
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := st.save(s); err == nil || errors.Is(err, errUnknown) {
-		t.Errorf("without its guard: %v, want a refusal", err)
+	path := filepath.Join(dir, "locker.json")
+	st, _ := openAt(t, path)
+	b := newBench(t)
+	b.take(of("k a 1"), false)
+	save := func() error { _, err := st.save(b.s); return err }
+	move := func(from, to string) {
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
 	}
+	refused := func(when, want, not string) {
+		t.Helper()
+		err := save()
+		if err == nil || errors.Is(err, errUnknown) || !strings.Contains(err.Error(), path+".lock") {
+			t.Fatalf("%s: %v, want a refusal that names the guard", when, err)
+		}
+		if !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), not) {
+			t.Errorf("%s: %v, want %q in it and not %q", when, err, want, not)
+		}
+	}
+	const restart, putBack = "restart the locker, no lock is lost", "begins with no locks"
+	if err := save(); err != nil {
+		t.Fatal(err)
+	}
+	move(path+".lock", path+".moved")
+	refused("without its guard", restart, putBack)
 	writeFile(t, path+".lock", "")
-	if _, err := st.save(s); err == nil || !strings.Contains(err.Error(), path+".lock") {
-		t.Errorf("with another guard: %v, want a refusal that names it", err)
+	refused("with another guard", restart, putBack)
+	move(path, path+".away")
+	refused("with another guard alone", putBack, restart)
+	writeFile(t, path, "")
+	refused("with another guard and an empty state file", putBack, restart)
+	move(path+".away", path)
+	move(dir, dir+".away")
+	refused("without its folder", putBack, restart)
+	move(dir+".away", dir)
+	move(path+".moved", path+".lock")
+	if err := save(); err != nil {
+		t.Errorf("with its guard back: %v", err)
 	}
-	if err := os.Rename(path+".moved", path+".lock"); err != nil {
+
+	if err := os.Remove(path + ".lock"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := st.save(s); err != nil {
-		t.Errorf("with its guard back: %v", err)
+	refused("without its guard", restart, putBack)
+	st.close()
+	if _, s := openAt(t, path); !sameState(s, b.s) {
+		t.Errorf("the restart reads\n%s\nwant\n%s", fileOf(s), fileOf(b.s))
 	}
 }
 
