@@ -132,7 +132,11 @@ func (st *fileStore) load(now time.Time) (*state, error) {
 	}
 	s, original, err := decodeState(data, now)
 	if err != nil {
-		return nil, fmt.Errorf("state file %s: %w: restore it from a backup, use the locker that wrote it, or move it away to start with no lock held", st.path, err)
+		mend := "restore it from a backup, use the locker that wrote it, or move it away"
+		if len(bytes.TrimSpace(data)) == 0 { // no locker wrote that
+			mend = "restore it from a backup, or move it away"
+		}
+		return nil, fmt.Errorf("state file %s: %w: %s to start with no lock held", st.path, err, mend)
 	}
 	if st.imported = original; original {
 		if err := st.keepOriginal(data); err != nil {

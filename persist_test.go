@@ -216,10 +216,13 @@ func TestRefusedStateFiles(t *testing.T) {
 				t.Fatal("accepted")
 			}
 			said, ok := strings.CutPrefix(err.Error(), "state file "+path+": ")
-			for _, want := range []string{row.want, "restore it from a backup"} {
+			for _, want := range []string{row.want, "restore it from a backup", "move it away to start with no lock held"} {
 				if !ok || !strings.Contains(said, want) {
 					t.Errorf("error %q, want %q in it", err, want)
 				}
+			}
+			if written := row.want != "empty"; strings.Contains(said, "use the locker that wrote it") != written {
+				t.Errorf("error %q: a locker wrote it: %t", err, written)
 			}
 			if read(t, path) != row.content {
 				t.Error("the file was changed")
