@@ -141,9 +141,10 @@ func (c *claim) seen(l Lock) {
 }
 
 // report answers Concourse with a version: the token of a grant, which is that
-// grant's alone, or the revision that the lock has after a release.
+// grant's alone, or the revision that the lock has after a release: "0" when the
+// locker has never heard of the lock, or has forgotten it, as check says.
 func (c *claim) report(a Answer, waited string) error {
-	ref, err := json.Marshal(version{number(cmp.Or(a.Token, a.Lock.Revision))})
+	ref, err := json.Marshal(version{strconv.FormatUint(cmp.Or(a.Token, a.Lock.Revision), 10)})
 	if err != nil {
 		return err
 	}

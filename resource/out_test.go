@@ -39,6 +39,28 @@ func TestOutAnswers(t *testing.T) {
 	}
 }
 
+// The version of an unlock of a lock that was never used is one that in takes.
+func TestUnlockOfALockNeverUsed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodGet {
+				answerWith(w, http.StatusOK, strings.Replace(freeLock, `"revision":9`, `"revision":0`, 1))
+				return
+			}
+			answerWith(w, http.StatusOK, strings.Replace(freedJSON, `"revision":10`, `"revision":0`, 1))
+		})
+		put := s.run(t.Context(), (*program).out, askUnlock)
+		const want = `{"version":{"ref":"0"},`
+		if put.err != nil || !strings.HasPrefix(put.stdout.String(), want) {
+			t.Errorf("put: error %v, answered %s", put.err, put.stdout.String())
+		}
+		answered, _, _ := strings.Cut(strings.TrimPrefix(put.stdout.String(), "{"), `,"metadata"`)
+		if get := s.run(t.Context(), (*program).in, theSource+","+answered+"}", t.TempDir()); get.err != nil || !strings.HasPrefix(get.stdout.String(), want) {
+			t.Errorf("get: error %v, answered %s", get.err, get.stdout.String())
+		}
+	})
+}
+
 // An abort before the lock was asked for asks for nothing.
 func TestAbortBeforeStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
