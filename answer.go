@@ -160,7 +160,7 @@ func (a answer) reply(asker identity) reply {
 	case alreadyEnded:
 		return a.success(resource.NothingDone+"%s", a.endedWords(by))
 	case laterRun:
-		return a.success(resource.NothingDone+"a later run has lock %s, and this release was sent before it", name)
+		return a.success(resource.LaterRun+"%s, and this release was sent before it", name)
 	case tooLate:
 		return a.refusal(http.StatusLocked, "the claim of %s on lock %s was released or withdrawn after this request was sent: nothing was taken", by, name)
 	case oldTicket:

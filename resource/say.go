@@ -45,6 +45,10 @@ func (s *speaker) warn(format string, args ...any) {
 
 func (s *speaker) waiting(line string) { s.write(yellow + "waiting: " + plain + line) }
 
+func (s *speaker) held(format string, args ...any) {
+	s.write(red + "held: " + plain + fmt.Sprintf(format, args...))
+}
+
 // unlocked says what a release did. A hold that ended before it means that the
 // build went on without the lock.
 func (s *speaker) unlocked(a Answer, now time.Time) {

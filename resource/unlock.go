@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -35,5 +36,27 @@ func (c *claim) unlock(ctx context.Context) error {
 		return fmt.Errorf("unlock %s: %w", c.name, err)
 	}
 	c.say.unlocked(a, time.Now())
+	c.sayStillHeld(a)
 	return c.report(a, "")
+}
+
+// sayStillHeld tells people what this build holds of the lock after an unlock. When
+// the unlock named a claim that never was, most likely its key or its name is
+// misspelt, and what it was meant for stays held.
+func (c *claim) sayStillHeld(a Answer) {
+	var names []string
+	for _, h := range a.Lock.Holders {
+		if c.link != "" && h.Link == c.link {
+			names = append(names, h.LockedBy)
+		}
+	}
+	if len(names) == 0 || strings.HasPrefix(a.Response, LaterRun) {
+		return
+	}
+	held := clean(fmt.Sprintf("this same build still holds lock %s with the key %s as %s", c.name, a.Lock.Key, list(names[:min(len(names), mostNames)], len(names))))
+	if strings.HasPrefix(a.Response, NothingDone) && a.Ended == "" {
+		c.say.held("%s: to release that, write its key (and its locked_by) into the unlock", held)
+	} else {
+		c.say.info("%s", held)
+	}
 }

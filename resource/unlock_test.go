@@ -84,6 +84,45 @@ func TestUnlockOfAnothersKey(t *testing.T) {
 	})
 }
 
+// An unlock whose key or name fits nothing says what this build holds all the same:
+// it may be misspelt, and the lock would stay held.
+func TestUnlockSaysWhatTheBuildStillHolds(t *testing.T) {
+	const (
+		ours, theirs = "https://ci.example/builds/7", "https://ci.example/builds/8"
+		never        = NothingDone + "this claim never got lock myLock, and nobody else's hold was touched"
+		released     = "lock myLock released by me"
+		still        = "this same build still holds lock myLock with the key shop-deploy as "
+		mend         = ": to release that, write its key (and its locked_by) into the unlock"
+	)
+	held := func(link string, names ...string) (l Lock) {
+		l.Key = "shop-deploy"
+		for _, name := range names {
+			l.Holders = append(l.Holders, Holder{LockedBy: name, Link: link})
+		}
+		return l
+	}
+	for name, test := range map[string]struct {
+		link   string
+		answer Answer
+		want   string
+	}{
+		"misspelt":                  {ours, Answer{Response: never, Lock: held(ours, "shop-deploy")}, red + "held: " + plain + still + "shop-deploy" + mend + "\n"},
+		"many names":                {ours, Answer{Response: never, Lock: held(ours, "a", "b", "c", "d")}, red + "held: " + plain + still + "a, b, c and 1 more" + mend + "\n"},
+		"another build's":           {ours, Answer{Response: never, Lock: held(theirs, "shop-deploy")}, ""},
+		"no links":                  {"", Answer{Response: never, Lock: held("", "shop-deploy")}, ""},
+		"free":                      {ours, Answer{Response: never, Lock: held(ours)}, ""},
+		"a later run":               {ours, Answer{Response: LaterRun + "myLock, and this release was sent before it", Lock: held(ours, "me")}, ""},
+		"one of two names":          {ours, Answer{Response: released, Lock: held(ours, "b")}, still + "b\n"},
+		"one that was ended before": {ours, Answer{Response: NothingDone + "this claim of a was released", Ended: "released", Lock: held(ours, "b")}, still + "b\n"},
+	} {
+		var said strings.Builder
+		c := &claim{program: &program{say: &speaker{w: &said}}, name: "myLock", link: test.link}
+		if c.sayStillHeld(test.answer); said.String() != test.want {
+			t.Errorf("%s: %q, want %q", name, said.String(), test.want)
+		}
+	}
+}
+
 // An unlock that finds its claim ended says how, and whether that matters.
 func TestUnlockSaysHowTheClaimEnded(t *testing.T) {
 	at := time.Date(2026, 11, 23, 10, 9, 51, 0, time.UTC)

@@ -123,6 +123,10 @@ type Error struct {
 // NothingDone begins the response of a release that found nothing to release.
 const NothingDone = "nothing to do: "
 
+// LaterRun begins the response of a release that was sent before a later run took
+// what it names.
+const LaterRun = NothingDone + "a later run has lock "
+
 // DecodeTake reads a Take strictly, see Decode. The error has every problem.
 func DecodeTake(data []byte) (Take, error) {
 	b := &takeBody{}

@@ -6,6 +6,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -129,6 +130,27 @@ func TestOwnUnlockOfWhatNeverArrived(t *testing.T) {
 	ensure.Said(t, "nothing to do: this claim never got lock myLock")
 	if l := s.Lock("myLock"); len(l.Holders) != 1 {
 		t.Errorf("lock %+v", l)
+	}
+}
+
+// An unlock with a misspelt key succeeds, and says that its build holds the lock.
+func TestUnlockWithAMisspeltKey(t *testing.T) {
+	t.Parallel()
+	s := lockertest.Start(t)
+	p := lockertest.NewPipeline(s.Address)
+	p.Out(t, "1", lockertest.LockParams("shop-deploy", "")).OK(t)
+	ensure := p.Out(t, "1", lockertest.OwnUnlock("shop-deplyo"))
+	ensure.OK(t)
+	ensure.Said(t, "\x1b[31mheld: \x1b[0mthis same build still holds lock myLock with the key shop-deploy as shop-deploy: ")
+	other := p.Out(t, "2", lockertest.OwnUnlock("shop-deploy"))
+	other.OK(t)
+	if strings.Contains(other.Stderr.String(), "still holds") {
+		t.Errorf("another build is told %q", other.Stderr)
+	}
+	right := p.Out(t, "1", lockertest.OwnUnlock("shop-deploy"))
+	right.OK(t)
+	if strings.Contains(right.Stderr.String(), "still holds") || !lockertest.Nobodys(s.Lock("myLock")) {
+		t.Errorf("said %q, lock %+v", right.Stderr, s.Lock("myLock"))
 	}
 }
 
