@@ -48,7 +48,7 @@ func (p *patience) after(ctx context.Context, err error) error {
 	until := ""
 	if left := budget - time.Since(p.since); budget > 0 {
 		if left <= 0 {
-			return fmt.Errorf("%w: gave up after %s: check that this is the locker's address, and that it runs", err, time.Since(p.since).Round(time.Second))
+			return fmt.Errorf("%w: gave up after %s: %s", err, time.Since(p.since).Round(time.Second), f.afterAll())
 		}
 		pause = min(pause, left)
 		until = ", until " + p.since.Add(budget).UTC().Format(time.TimeOnly) + " UTC"
@@ -56,6 +56,15 @@ func (p *patience) after(ctx context.Context, err error) error {
 	p.failures++
 	p.say.warn("%s: trying again in %s%s", err, pause.Round(100*time.Millisecond), until)
 	return p.sleep(ctx, pause, err)
+}
+
+// afterAll says what to do about a failure that did not pass. A locker that answers in
+// its own words has the right address, and runs.
+func (f *failure) afterAll() string {
+	if f.worded {
+		return "the locker runs, but cannot do this now: see its /health and its log"
+	}
+	return "check that this is the locker's address, and that it runs"
 }
 
 func (p *patience) sleep(ctx context.Context, pause time.Duration, err error) error {

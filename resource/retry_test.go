@@ -61,6 +61,32 @@ func checkPauses(t *testing.T, attempts []time.Time) {
 	}
 }
 
+// Where the locker itself says that it cannot, its address is right and it runs.
+func TestGivingUpSaysWhereToLook(t *testing.T) {
+	const (
+		address = "gave up after 10m0s: check that this is the locker's address, and that it runs"
+		locker  = "gave up after 10m0s: the locker runs, but cannot do this now: see its /health and its log"
+	)
+	for _, test := range []struct {
+		status     int
+		body, want string
+	}{
+		{http.StatusInsufficientStorage, `{"error":"nothing was changed, the locker's disk is full: make room, then try again"}`, locker},
+		{http.StatusServiceUnavailable, `{"error":"no locker leads at the moment"}`, locker},
+		{http.StatusTooManyRequests, `{"error":"lock myLock has 1000 waiters, more are not allowed: try again when some are gone"}`, locker},
+		{http.StatusBadGateway, "<html>Bad Gateway", address},
+		{http.StatusServiceUnavailable, "{}", address},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := serve(t, func(w http.ResponseWriter, r *http.Request) { answerWith(w, test.status, test.body) })
+			r := s.run(t.Context(), (*program).out, askUnlock)
+			if r.err == nil || !strings.Contains(r.err.Error(), test.want) {
+				t.Errorf("%d %s: error %v, want %q", test.status, test.body, r.err, test.want)
+			}
+		})
+	}
+}
+
 // A name that does not exist is most likely a typing error.
 func TestUnknownHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
