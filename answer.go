@@ -264,7 +264,7 @@ func (l *lock) whyNot(who identity) string {
 	case l.Key != who.Key:
 		return ""
 	case l.named(who.LockedBy) >= 0:
-		return "; the same name holds the lock already, and a name holds it once: this waits until that hold ends"
+		return "; the same name holds the lock already: a name gets it again only when that hold has ended"
 	case len(l.Waiters) == 0:
 		return "; the key fits, but as many hold the lock as their slots, or those of this claim, allow"
 	case l.Waiters[0].identity != who:

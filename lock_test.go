@@ -449,7 +449,7 @@ func TestWhyNot(t *testing.T) {
 	b.take(of("k a 1"), false)
 	b.take(of("other b 2"), true)
 	b.take(of("k c 3"), true)
-	for words, want := range map[string]string{"k c 3": "; the key fits, but b was first in line with the key other", "other b 2": "", "k a 4": "; the same name holds the lock already, and a name holds it once: this waits until that hold ends"} {
+	for words, want := range map[string]string{"k c 3": "; the key fits, but b was first in line with the key other", "other b 2": "", "k a 4": "; the same name holds the lock already: a name gets it again only when that hold has ended"} {
 		if got := b.s.look("l").whyNot(of(words).identity); got != want {
 			t.Errorf("%s: %q, want %q", words, got, want)
 		}
