@@ -291,7 +291,7 @@ func (c *claim) released(ctx context.Context, within time.Duration) (a Answer, b
 	if c.params.ttl > 0 {
 		stays = fmt.Sprintf("a hold by its ttl of %s", time.Duration(c.params.ttl))
 	}
-	return Answer{}, before, fmt.Errorf("give lock %s back: %w: a place in the queue ends by itself, %s", c.name, err, stays)
+	return Answer{}, before, fmt.Errorf("lock %s could not be given back: %w: a place in the queue ends by itself, %s", c.name, err, stays)
 }
 
 // queueLog shows people what a claim waits for.

@@ -176,7 +176,7 @@ func TestAbort(t *testing.T) {
 				}
 				want := "lock myLock: stopped by an abort or a timeout: the claim of me is given back"
 				if !test.givenBack {
-					want = "lock myLock: stopped by an abort or a timeout: give lock myLock back: http://locker.example:8910: no answer before the time was up: a place in the queue ends by itself, but a hold stays"
+					want = "lock myLock: stopped by an abort or a timeout: lock myLock could not be given back: http://locker.example:8910: no answer before the time was up: a place in the queue ends by itself, but a hold stays"
 				}
 				if !strings.HasPrefix(r.err.Error(), want) {
 					t.Errorf("error %v", r.err)

@@ -89,7 +89,7 @@ func TestAbortOfASlowServer(t *testing.T) {
 	t.Cleanup(func() { s.Process.Signal(syscall.SIGCONT) })
 	aborted := time.Now()
 	waiter.Abort()
-	waiter.Failed(t, "stopped by an abort or a timeout: give lock myLock back: http://"+s.Address)
+	waiter.Failed(t, "stopped by an abort or a timeout: lock myLock could not be given back: http://"+s.Address)
 	if took := waiter.At.Sub(aborted); took > 5*time.Second {
 		t.Errorf("took %s", took)
 	}
