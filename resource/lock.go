@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -69,8 +70,12 @@ func (c *claim) lock(ctx context.Context, acquired func(taken) error) error {
 
 // aborted gives back what an abort has left, and says how that went.
 func (c *claim) aborted(leaving context.Context, t taken) error {
-	if err := c.giveBack(leaving); err != nil {
+	a, err := c.giveBack(leaving)
+	if err != nil {
 		return err
+	}
+	if strings.HasPrefix(a.Response, LaterRun) {
+		return fmt.Errorf("the claim of %s stays: a later run of %s keeps it", c.params.lockedBy, c.words.self)
 	}
 	if ticket := c.ticket.Load(); t.onWay && ticket != nil && *ticket == "" {
 		return fmt.Errorf("the locker has nothing of %s now, but a request that it had not answered may reach it yet%s", c.params.lockedBy, c.words.late)
@@ -85,7 +90,8 @@ func (c *claim) failed(leaving context.Context, t taken) error {
 	}
 	leaving, cancel := context.WithTimeout(leaving, giveBackTime)
 	defer cancel()
-	return c.giveBack(leaving)
+	_, err := c.giveBack(leaving)
+	return err
 }
 
 // interrupt ends the request that takes. When it returns, the outcome is known or
@@ -265,9 +271,9 @@ func (c *claim) sayAcquired(a Answer) {
 func (c *claim) waited() string { return age(time.Since(c.started)).String() }
 
 // giveBack releases what this build holds or waits for, and nothing else.
-func (c *claim) giveBack(ctx context.Context) error {
-	_, _, err := c.released(ctx, answerTime)
-	return err
+func (c *claim) giveBack(ctx context.Context) (Answer, error) {
+	a, _, err := c.released(ctx, answerTime)
+	return a, err
 }
 
 // released is giveBack with attempts of at most that time each. It returns the answer,

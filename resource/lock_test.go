@@ -191,6 +191,24 @@ func TestAbort(t *testing.T) {
 	}
 }
 
+// What a later run of the build has keeps its place or its hold: an abort of an
+// earlier one does not say that it is given back.
+func TestAbortOfAnEarlierRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPut {
+				hold(r, time.Hour)
+				return
+			}
+			answerWith(w, http.StatusOK, strings.Replace(freedJSON, "lock myLock released by me", LaterRun+"myLock, and this release was sent before it", 1))
+		})
+		const want = "lock myLock: stopped by an abort or a timeout: the claim of me stays: a later run of this same build keeps it"
+		if r := s.run(abortAfter(t, time.Second), (*program).out, askLock); r.err == nil || r.err.Error() != want {
+			t.Errorf("error %v, want %q", r.err, want)
+		}
+	})
+}
+
 func checkLastRelease(t *testing.T, all []asked, takeEnded time.Time) {
 	t.Helper()
 	last := all[len(all)-1]

@@ -76,6 +76,27 @@ func TestAbortWhileWaiting(t *testing.T) {
 	}
 }
 
+// The abort of a run whose place a later run of its build has taken up leaves that
+// place, and says so.
+func TestAbortOfAnEarlierRun(t *testing.T) {
+	t.Parallel()
+	s := lockertest.Start(t)
+	p := lockertest.NewPipeline(s.Address)
+	p.Out(t, "1", lockertest.LockParams("k", "")).OK(t)
+	earlier := p.Out(t, "2", lockertest.LockParams("other", "two"))
+	s.Await("myLock", lockertest.WithWaiters(1))
+	earlier.Said(t, "next in line")
+	later := p.Out(t, "2", lockertest.LockParams("other", "two"))
+	later.Said(t, "next in line")
+	earlier.Abort()
+	earlier.Failed(t, "lock myLock: stopped by an abort or a timeout: the claim of two stays: a later run of this same build keeps it\n")
+	if l := s.Lock("myLock"); len(l.Waiters) != 1 {
+		t.Errorf("lock %+v", l)
+	}
+	p.Out(t, "1", lockertest.OwnUnlock("k")).OK(t)
+	later.OK(t)
+}
+
 // A build that is aborted while the server does not answer ends within 5 s;
 // its ensure makes up for it.
 func TestAbortOfASlowServer(t *testing.T) {
