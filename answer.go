@@ -158,7 +158,7 @@ func (a answer) reply(asker identity) reply {
 	case withdrawn:
 		return a.refusal(http.StatusLocked, "the claim of %s on lock %s was withdrawn while it waited", by, name)
 	case alreadyEnded:
-		return a.success(resource.NothingDone+"%s", a.endedWords(by))
+		return a.success(resource.NothingDone+"%s%s", a.endedWords(by), a.stillHeld())
 	case laterRun:
 		return a.success(resource.LaterRun+"%s, and this release was sent before it", name)
 	case tooLate:
@@ -197,6 +197,15 @@ func (a answer) endedWords(by string) string {
 		return claim + " was given back before, when it had nothing"
 	}
 	return fmt.Sprintf("%s %s at %s", claim, words, inSeconds(a.at).Format(time.RFC3339))
+}
+
+// stillHeld adds who holds the lock where a release found that its claim never had
+// it: the asker may have meant that hold.
+func (a answer) stillHeld() string {
+	if a.how.ended() != "" || a.lock.free() {
+		return ""
+	}
+	return "; " + a.lock.heldBy()
 }
 
 // ended is how a claim ended, as the API says it.
