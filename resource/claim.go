@@ -28,7 +28,7 @@ type outParams struct {
 func (o *outParams) fields() map[string]any {
 	return map[string]any{
 		"key": &o.key, "lock_op": &o.lockOp, "locked_by": &o.lockedBy, "lock_by": &o.lockBy,
-		"ttl": &o.ttl, "wait": &o.wait, "slots": &o.slots, "reason": &o.reason, "own": &o.own,
+		"ttl": &o.ttl, "wait": &o.wait, "slots": &digits{&o.slots}, "reason": &o.reason, "own": &o.own,
 	}
 }
 

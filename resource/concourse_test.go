@@ -66,7 +66,7 @@ func TestProblemsOfARequest(t *testing.T) {
 			"source: skip_ssl_validation: must be true or false", "source: locker_uri is not an http or https URL", "source: ca_cert has no certificate: set it to PEM",
 		}},
 		{`{"source":{"locker_uri":"http://h","lock_name":7},` + goodParams + `}`, []string{"source: lock_name: a JSON number is not what belongs here: write text, in quotes: \"…\", or quote it where the variable is set"}},
-		{`{"source":{"locker_uri":"http://h","lock_name":"l","username":null,"ca_cert":null,"bosh_lock":"x"},"params":{"key":"k","lock_op":"lock","ttl":null,"slots":"3","wait":60,"own":null}}`, []string{
+		{`{"source":{"locker_uri":"http://h","lock_name":"l","username":null,"ca_cert":null,"bosh_lock":"x"},"params":{"key":"k","lock_op":"lock","ttl":null,"slots":"three","wait":60,"own":null}}`, []string{
 			"source: bosh_lock is the resource's of 2017: set lock_name to the lock's name instead",
 			"params: slots: a JSON string is not what belongs here: write a whole number, such as 3",
 			`params: wait: a JSON number is not what belongs here: write a duration in quotes, such as "60s"`,

@@ -389,6 +389,35 @@ func TestTryOnceLeavesNothing(t *testing.T) {
 	})
 }
 
+// slots may be text of digits, as a variable from Vault always is.
+func TestSlotsOfText(t *testing.T) {
+	for given, want := range map[string]string{
+		`3`: "", `"3"`: "", `"03"`: "",
+		`"0"`:                    "slots is 0",
+		`""`:                     "slots: a JSON string is not what belongs here: write a whole number, such as 3",
+		`"3 "`:                   "slots: a JSON string is not what belongs here: write a whole number, such as 3",
+		`"-3"`:                   "slots: a JSON string is not what belongs here: write a whole number, such as 3",
+		`"٣"`:                    "slots: a JSON string is not what belongs here: write a whole number, such as 3",
+		`"3.5"`:                  "slots: a JSON string is not what belongs here: write a whole number, such as 3",
+		`"99999999999999999999"`: "slots: a JSON number is not what belongs here: write a whole number, such as 3",
+		`3.5`:                    "slots: a JSON number is not what belongs here: write a whole number, such as 3",
+		`true`:                   "slots: a JSON bool is not what belongs here: write a whole number, such as 3",
+	} {
+		var p outParams
+		err := decode([]byte(`{"key":"k","locked_by":"me","lock_op":"lock","slots":`+given+`}`), p.fields(), true)
+		if err == nil {
+			err = p.check(func(string) string { return "" })
+		}
+		if want == "" && (err != nil || p.slots == nil || *p.slots != 3) || want != "" && (err == nil || !strings.HasPrefix(err.Error(), want)) {
+			t.Errorf("%s: error %v, want %q", given, err, want)
+		}
+	}
+	var p outParams
+	if err := decode([]byte(`{"key":"k","lock_op":"lock","slots":null}`), p.fields(), true); err != nil || p.slots != nil {
+		t.Errorf("null: error %v, slots %v", err, p.slots)
+	}
+}
+
 // Builds of one job that share slots need no names of their own.
 func TestSlotsNameTheBuild(t *testing.T) {
 	long := strings.Repeat("j", 250)

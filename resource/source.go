@@ -1,7 +1,9 @@
 package resource
 
 import (
+	"cmp"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -115,6 +117,17 @@ func (f *flag) UnmarshalJSON(data []byte) error {
 		return errors.New("must be true or false")
 	}
 	return nil
+}
+
+// digits stores a whole number that may be given as text, as an interpolated variable
+// is.
+type digits struct{ to **int }
+
+func (d *digits) UnmarshalJSON(data []byte) error {
+	if text := strings.Trim(string(data), `"`); text != "" && strings.Trim(text, "0123456789") == "" {
+		data = []byte(cmp.Or(strings.TrimLeft(text, "0"), "0")) // JSON has no leading zeros
+	}
+	return json.Unmarshal(data, d.to)
 }
 
 // span is a duration whose errors do not repeat it.
