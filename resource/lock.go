@@ -161,7 +161,7 @@ func (c *claim) take(ctx, requests context.Context) (t taken) {
 			err := trying.after(waiting, t.err)
 			cancel()
 			if limit.over() && ctx.Err() == nil {
-				err = fmt.Errorf("no answer when the wait of %s was over: %w", time.Duration(*c.params.wait), t.err)
+				err = fmt.Errorf("not taken when the wait of %s was over: %w", time.Duration(*c.params.wait), t.err)
 			}
 			if err != nil {
 				t.err = err

@@ -335,7 +335,7 @@ func TestWaitLimit(t *testing.T) {
 		{"try once", "0s", nil, 0, "not free within 0s: lock myLock is held"},
 		{"a while", "25s", nil, 25 * time.Second, "not free within 25s: lock myLock is held"},
 		{"an outage before the first answer", "25s", func(d time.Duration) bool { return d > 2*time.Minute }, 2*time.Minute + 25*time.Second, "not free within 25s: "},
-		{"an outage after it", "2m", func(d time.Duration) bool { return d < 30*time.Second }, 2 * time.Minute, "no answer when the wait of 2m0s was over: http://locker.example:8910: "},
+		{"an outage after it", "2m", func(d time.Duration) bool { return d < 30*time.Second }, 2 * time.Minute, "not taken when the wait of 2m0s was over: http://locker.example:8910: "},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
