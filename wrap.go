@@ -364,7 +364,7 @@ func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal
 			}
 			kill, toEnd = nil, false // nothing that it has started outlives that
 		case <-ended:
-			if !j.group || !toEnd && len(signals) == 0 && statusOf(cmd.ProcessState) <= statusSignal {
+			if !j.group || !toEnd && len(signals) == 0 && !signalled(cmd.ProcessState) {
 				return result()
 			}
 			if kill == nil {
@@ -400,11 +400,13 @@ func (j *job) signal(cmd *exec.Cmd, s os.Signal, say func(error)) {
 }
 
 func statusOf(p *os.ProcessState) int {
-	if ws, ok := p.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-		return statusSignal + int(ws.Signal())
+	if signalled(p) {
+		return statusSignal + int(p.Sys().(syscall.WaitStatus).Signal())
 	}
 	return p.ExitCode()
 }
+
+func signalled(p *os.ProcessState) bool { return p.Sys().(syscall.WaitStatus).Signaled() }
 
 // fromTerminal reports whether the terminal, which this process and the command are
 // in the foreground of, has sent the signal to both.

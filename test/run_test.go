@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -421,7 +422,8 @@ func TestRunGroup(t *testing.T) {
 }
 
 // A tool that needs a moment after TERM gets it, although the script that runs it ends
-// at once, and the lock is held until then; one that does not end at all gets KILL.
+// at once, and the lock is held until then; one that does not end at all gets KILL. What
+// is left behind by a script that ends by itself goes on.
 func TestRunGroupEnds(t *testing.T) {
 	const tool = `bash -c 'trap "sleep 0.5; touch $0.saved; exit" TERM; echo ready; exec >/dev/null 2>&1; while :; do sleep 0.05; done' "$0"; true`
 	const deaf = `bash -c 'trap "" TERM; echo ready; exec >/dev/null 2>&1; while :; do sleep 0.05; touch "$0"; done' "$0"; true`
@@ -453,6 +455,19 @@ func TestRunGroupEnds(t *testing.T) {
 			}
 		})
 	}
+	r := newRuns(t)
+	file := filepath.Join(t.TempDir(), "tool")
+	u := r.start(append(short, "a", "--", "bash", "-c", `{ `+deaf+`; } >/dev/null 2>&1 & until test -e "$0"; do sleep 0.05; done; echo $$; exit 255`, file)...)
+	ended := u.wait(255)
+	group, err := strconv.Atoi(strings.TrimSpace(u.stdout.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond)
+	if !lastSeen(t, file).After(ended) {
+		t.Error("what a command left behind that ended by itself is gone")
+	}
+	syscall.Kill(-group, syscall.SIGKILL)
 }
 
 // A command under two locks ends when the outer one is lost.
