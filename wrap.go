@@ -295,6 +295,7 @@ func await(take func(context.Context) (*resource.Hold, error), signals <-chan os
 	stopped := 0
 	select {
 	case got = <-ended:
+		settle()
 		if len(signals) > 0 { // which came first is not known
 			stopped = statusSignal + int((<-signals).(syscall.Signal))
 		}
@@ -316,6 +317,17 @@ func await(take func(context.Context) (*resource.Hold, error), signals <-chan os
 	return nil, statusUnavailable, got.err
 }
 
+// settle returns when what this process was sent before is in the channels of catch:
+// signals are handed out by one goroutine, the lower number first.
+func settle() {
+	last := make(chan os.Signal, 1)
+	signal.Notify(last, syscall.SIGWINCH)
+	defer signal.Stop(last)
+	if syscall.Kill(os.Getpid(), syscall.SIGWINCH) == nil {
+		<-last
+	}
+}
+
 // under runs the command while the lock is held, and returns the exit status and
 // whether the lock was lost. When it is, it says so and ends the command before the
 // hold's ttl does. What a command leaves behind that a signal has ended is waited for too,
@@ -331,7 +343,8 @@ func (j *job) under(hold *resource.Hold, cmd *exec.Cmd, signals <-chan os.Signal
 		j.signal(cmd, s, say)
 		toEnd = toEnd || s != syscall.SIGUSR1 && s != syscall.SIGUSR2
 	}
-	for len(signals) > 0 { // what came from the terminal before did not reach the command, which was not there
+	settle()
+	for len(signals) > 0 { // those of the terminal, too: what came before the command was there did not reach it
 		pass(<-signals)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -254,9 +254,11 @@ func TestRunAtATerminal(t *testing.T) {
 	r := newRuns(t)
 	terminal, keyboard := openTerminal(t)
 	end := filepath.Join(t.TempDir(), "end")
-	u := r.startWith(at(terminal), "a", "--", "sh", "-c", `n=0; trap 'n=$((n+1)); echo got' INT; read line; echo "read $line"; until test -e "$0"; do sleep 0.05; done; echo "INT $n"`, end)
+	u := r.startWith(at(terminal), "a", "--", "sh", "-c", `n=0; trap 'n=$((n+1)); echo got' INT; trap 'echo passed' USR1; read line; echo "read $line"; until test -e "$0"; do sleep 0.05; done; echo "INT $n"`, end)
 	io.WriteString(keyboard, "hello\n")
 	u.stdout.Await(t, "read hello")
+	u.Process.Signal(syscall.SIGUSR1)
+	u.stdout.Await(t, "passed")       // it knows that the command is there
 	u.Process.Signal(syscall.SIGSTOP) // two that come at once would count as one
 	io.WriteString(keyboard, "\x03")
 	u.stdout.Await(t, "got")
