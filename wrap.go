@@ -282,19 +282,15 @@ func catch() <-chan os.Signal {
 func await(take func(context.Context) (*resource.Hold, error), signals <-chan os.Signal) (*resource.Hold, int, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	type taken struct {
-		hold *resource.Hold
-		err  error
-	}
-	ended := make(chan taken, 1)
+	var hold *resource.Hold
+	var err error
+	ended, stopped := make(chan struct{}), 0
 	go func() {
-		hold, err := take(ctx)
-		ended <- taken{hold, err}
+		hold, err = take(ctx)
+		close(ended)
 	}()
-	var got taken
-	stopped := 0
 	select {
-	case got = <-ended:
+	case <-ended:
 		settle()
 		if len(signals) > 0 { // which came first is not known
 			stopped = statusSignal + int((<-signals).(syscall.Signal))
@@ -302,19 +298,19 @@ func await(take func(context.Context) (*resource.Hold, error), signals <-chan os
 	case s := <-signals:
 		stopped = statusSignal + int(s.(syscall.Signal))
 		cancel()
-		got = <-ended
+		<-ended
 	}
 	switch {
-	case got.err == nil && stopped == 0:
-		return got.hold, 0, nil
-	case got.err == nil: // the signal came just after
-		return nil, stopped, cmp.Or(giveBack(got.hold), errStopped)
+	case err == nil && stopped == 0:
+		return hold, 0, nil
+	case err == nil: // the signal came just after
+		return nil, stopped, cmp.Or(giveBack(hold), errStopped)
 	case stopped > 0:
-		return nil, stopped, got.err
-	case resource.NotFree(got.err):
-		return nil, statusNotFree, got.err
+		return nil, stopped, err
+	case resource.NotFree(err):
+		return nil, statusNotFree, err
 	}
-	return nil, statusUnavailable, got.err
+	return nil, statusUnavailable, err
 }
 
 // settle returns when what this process was sent before is in the channels of catch:
@@ -442,9 +438,7 @@ func fromTerminal(s os.Signal) bool {
 // must stay in its process group, to read from it.
 func hasTerminal() bool {
 	f, err := os.Open("/dev/tty")
-	if err == nil {
-		f.Close()
-	}
+	f.Close()
 	return err == nil
 }
 

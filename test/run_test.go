@@ -561,8 +561,10 @@ func TestRunIsNotTakenAgain(t *testing.T) {
 // One that stood still for longer than its ttl does not trust its hold.
 func TestRunStopped(t *testing.T) {
 	r := newRuns(t)
-	u := r.start(append(short, "a", "--", "sleep", "100")...)
-	u.stderr.Await(t, "lock a acquired")
+	u := r.start(append(short, "a", "--", "bash", "-c", "trap 'echo passed' USR1; echo ready; while :; do sleep 0.05; done")...)
+	u.stdout.Await(t, "ready")
+	u.Process.Signal(syscall.SIGUSR1)
+	u.stdout.Await(t, "passed") // it knows that the command is there
 	u.Process.Signal(syscall.SIGSTOP)
 	r.Await("a", lockertest.Nobodys)
 	u.Process.Signal(syscall.SIGCONT)
