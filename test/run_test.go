@@ -472,6 +472,25 @@ func TestRunGroupEnds(t *testing.T) {
 	syscall.Kill(-group, syscall.SIGKILL)
 }
 
+// As the first process of a container it becomes the parent of what the command leaves
+// behind: what has ended is not waited for.
+func TestRunAsFirstProcess(t *testing.T) {
+	if err := exec.Command("unshare", "--pid", "--fork", "true").Run(); err != nil {
+		lockertest.Skip(t, "a namespace of processes cannot be had: "+err.Error())
+	}
+	r := newRuns(t)
+	const script = `bash -c 'trap exit TERM; touch "$0"; while :; do sleep 0.05; done' "$0" & until test -e "$0"; do sleep 0.05; done; kill -TERM 0; sleep 60`
+	u := r.startWith(func(c *exec.Cmd) {
+		c.Args = append([]string{"unshare", "--pid", "--fork", "--kill-child", c.Path}, c.Args[1:]...)
+		c.Path = "/usr/bin/unshare"
+	}, "-grace", "20s", "a", "--", "bash", "-c", script, filepath.Join(t.TempDir(), "tool"))
+	start := time.Now()
+	u.wait(128 + int(syscall.SIGTERM))
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
+
 // A command under two locks ends when the outer one is lost.
 func TestRunNestedLost(t *testing.T) {
 	r := newRuns(t)
